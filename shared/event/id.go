@@ -1,0 +1,89 @@
+package event
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base32"
+	"encoding/binary"
+	"fmt"
+	"regexp"
+)
+
+// Every id that stands for something outside of us is a function of what it is about: asked twice, it is the same
+// twice, on any process, after any restart. Only what a person creates (connector, index, prompt) has a random id.
+//
+// An id is a prefix and lower-case base32hex digits, so that it can be a subject token, a KV key, a file name and a
+// URL segment without escaping.
+
+var digits = base32.NewEncoding("0123456789abcdefghijklmnopqrstuv").WithPadding(base32.NoPadding)
+
+// NewID returns a random id of 80 bits: prefix, "_", 16 digits.
+func NewID(prefix string) string {
+	var b [10]byte
+	_, _ = rand.Read(b[:]) // never fails since Go 1.24
+	return prefix + "_" + digits.EncodeToString(b[:])
+}
+
+// hash digests length-prefixed parts, so that no two lists of parts collide by concatenation; n is the number of bytes
+// kept.
+func hash(n int, parts ...string) string {
+	h := sha256.New()
+	var l [8]byte
+	for _, p := range parts {
+		binary.BigEndian.PutUint64(l[:], uint64(len(p)))
+		h.Write(l[:])
+		h.Write([]byte(p))
+	}
+	return digits.EncodeToString(h.Sum(nil)[:n])
+}
+
+// ObjectHash stands for one path of one connector in subjects of arrivals, tasks and files.
+func ObjectHash(connector, path string) string { return hash(16, "object", connector, path) }
+
+// JobOfWindow is the job of one window of an automation.
+func JobOfWindow(automation, epoch string) string {
+	return "job_" + hash(16, "window", automation, epoch)
+}
+
+// RunOfJob is the run that follows a job.
+func RunOfJob(job string) string { return "run_" + hash(16, "run", job) }
+
+// AutomationOfIndex is the import automation of an index: there is at most one.
+func AutomationOfIndex(index string) string { return "auto_" + hash(10, "automation", index) }
+
+// MediumID names one imported item: an object at one version in one index. Under mode "all" each job makes an item of
+// its own, so the job counts as part of the version; pass "" otherwise.
+type MediumID struct {
+	Object  string // hash of index, connector and path
+	Version string // hash of version and job
+}
+
+// NewMediumID returns the id of version of path in index.
+func NewMediumID(index, connector, path, version, job string) MediumID {
+	return MediumID{
+		Object:  hash(16, "medium", index, connector, path),
+		Version: hash(10, "version", version, job),
+	}
+}
+
+func (id MediumID) String() string { return "vid_" + id.Object + "_" + id.Version }
+
+var mediumID = regexp.MustCompile(`^vid_([0-9a-v]{26})_([0-9a-v]{16})$`)
+
+// ParseMediumID is the inverse of MediumID.String.
+func ParseMediumID(s string) (MediumID, error) {
+	m := mediumID.FindStringSubmatch(s)
+	if m == nil {
+		return MediumID{}, fmt.Errorf("%q is not the id of a medium", s)
+	}
+	return MediumID{Object: m[1], Version: m[2]}, nil
+}
+
+// MarshalText spells the id as String does.
+func (id MediumID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
+
+// UnmarshalText is the inverse of MarshalText.
+func (id *MediumID) UnmarshalText(b []byte) (err error) {
+	*id, err = ParseMediumID(string(b))
+	return err
+}

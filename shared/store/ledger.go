@@ -1,0 +1,168 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"millrace/shared/bus"
+	"millrace/shared/event"
+	"millrace/shared/topology"
+)
+
+// Ledger is what became of every object version in every index: one message per version in the media stream. An entry
+// in state imported is a medium, and creating it is the commit point of an import.
+type Ledger struct{ bus *bus.Bus }
+
+// NewLedger returns the ledger behind b.
+func NewLedger(b *bus.Bus) *Ledger { return &Ledger{bus: b} }
+
+// Entry is a medium and the revision of its entry.
+type Entry struct {
+	event.Medium
+	Revision Revision
+}
+
+func (l *Ledger) subject(index string, id event.MediumID) string {
+	return l.bus.Subject("media", index, id.Object, id.Version)
+}
+
+// Get returns the entries of the ids in one index that have one, in no particular order.
+func (l *Ledger) Get(ctx context.Context, index string, ids ...event.MediumID) ([]Entry, error) {
+	subjects := make([]string, len(ids))
+	for i, id := range ids {
+		subjects[i] = l.subject(index, id)
+	}
+	return l.last(ctx, subjects)
+}
+
+// Versions returns the entries of all versions of the objects in one index, each given by the Object of its id.
+func (l *Ledger) Versions(ctx context.Context, index string, objects ...string) ([]Entry, error) {
+	subjects := make([]string, len(objects))
+	for i, o := range objects {
+		subjects[i] = l.bus.Subject("media", index, o, "*")
+	}
+	return l.last(ctx, subjects)
+}
+
+// Find returns the entries of media in whatever index, by id.
+func (l *Ledger) Find(ctx context.Context, ids ...event.MediumID) ([]Entry, error) {
+	subjects := make([]string, len(ids))
+	for i, id := range ids {
+		subjects[i] = l.bus.Subject("media", "*", id.Object, id.Version)
+	}
+	return l.last(ctx, subjects)
+}
+
+func (l *Ledger) last(ctx context.Context, subjects []string) ([]Entry, error) {
+	if len(subjects) == 0 {
+		return nil, nil
+	}
+	var found []Entry
+	for m, err := range l.bus.Last(ctx, topology.Media, subjects...) {
+		if err != nil {
+			return nil, err
+		}
+		e, err := entry(m)
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, e)
+	}
+	return found, nil
+}
+
+func entry(m bus.Stored) (Entry, error) {
+	e := Entry{Revision: m.Sequence}
+	if err := json.Unmarshal(m.Data, &e.Medium); err != nil {
+		return e, fmt.Errorf("decode ledger entry %s: %w", m.Subject, err)
+	}
+	return e, nil
+}
+
+// Message is the write that turns the entry at revision rev (0: none) into m.
+func (l *Ledger) Message(m event.Medium, rev Revision) (bus.Message, error) {
+	data, err := json.Marshal(m)
+	if err != nil {
+		return bus.Message{}, fmt.Errorf("encode ledger entry %s: %w", m.ID, err)
+	}
+	return bus.Message{Subject: l.subject(m.Index, m.ID), Data: data, Expect: &rev}, nil
+}
+
+// Write turns entries at the given revisions into the given media, as atomic batches. Each has its own error; see
+// bus.ErrConflict.
+func (l *Ledger) Write(ctx context.Context, entries []Entry) []error {
+	msgs := make([]bus.Message, len(entries))
+	for i, e := range entries {
+		m, err := l.Message(e.Medium, e.Revision)
+		if err != nil {
+			return slices.Repeat([]error{err}, len(entries))
+		}
+		msgs[i] = m
+	}
+	_, errs := l.bus.PublishAll(ctx, msgs)
+	return errs
+}
+
+// Page returns up to limit imported media of an index, newest first, that were registered before cursor ("": from the
+// newest), and the cursor of the next page, "" when there is none.
+//
+// The stream is only readable forwards, so a page is read from windows of sequences that reach further back the fewer
+// media they hold.
+func (l *Ledger) Page(ctx context.Context, index string, limit int, cursor string) ([]event.Medium, string, error) {
+	state, err := l.bus.State(ctx, topology.Media)
+	if err != nil {
+		return nil, "", err
+	}
+	before := state.LastSeq + 1
+	if cursor != "" {
+		if before, err = strconv.ParseUint(cursor, 36, 64); err != nil {
+			return nil, "", fmt.Errorf("cursor %q: %w", cursor, ErrNotFound)
+		}
+	}
+	filter := l.bus.Subject("media", index, "*", "*")
+	var newest []Entry // in order of age, the newest first
+	for width := uint64(2 * limit); len(newest) <= limit && before > max(state.FirstSeq, 1); width *= 4 {
+		from := max(state.FirstSeq, 1)
+		if before > from+width {
+			from = before - width
+		}
+		var window []Entry
+		for m, err := range l.bus.Scan(ctx, topology.Media, filter, from) {
+			if err != nil {
+				return nil, "", err
+			}
+			if m.Sequence >= before {
+				break
+			}
+			e, err := entry(m)
+			if err != nil {
+				return nil, "", err
+			}
+			if e.State == event.MediumImported {
+				window = append(window, e)
+			}
+		}
+		slices.Reverse(window)
+		newest = append(newest, window...)
+		before = from
+	}
+	more := len(newest) > limit
+	newest = newest[:min(limit, len(newest))]
+	page := make([]event.Medium, len(newest))
+	for i, e := range newest {
+		page[i] = e.Medium
+	}
+	if !more {
+		return page, "", nil
+	}
+	return page, strconv.FormatUint(newest[limit-1].Revision, 36), nil
+}
+
+// IndexOf tells which index a ledger subject belongs to.
+func (l *Ledger) IndexOf(subject string) string {
+	return strings.Split(subject, ".")[2]
+}

@@ -1,0 +1,219 @@
+package store
+
+import (
+	"encoding/json"
+	"time"
+
+	"millrace/shared/event"
+)
+
+// Connector is access to one bucket, container or folder.
+type Connector struct {
+	ID             string           `json:"connector_id"`
+	Name           string           `json:"name"`
+	Provider       string           `json:"provider"` // dir or gcs
+	Status         string           `json:"status"`   // active, failed or disabled
+	Scopes         []string         `json:"scopes"`   // import, export
+	ImportMode     event.ImportMode `json:"import_mode"`
+	ExportBasePath string           `json:"export_base_path,omitempty"`
+	Path           string           `json:"path,omitempty"` // dir: absolute
+	Bucket         string           `json:"bucket,omitempty"`
+	Project        string           `json:"gcp_project_id,omitempty"`
+	EndpointURL    string           `json:"endpoint_url,omitempty"`
+	Subscription   string           `json:"subscription,omitempty"` // Pub/Sub to pull notifications from: projects/P/subscriptions/S
+	Credentials    string           `json:"credentials,omitempty"`  // sealed, bound to id and field
+	CreatedAt      time.Time        `json:"created_at"`
+	UpdatedAt      time.Time        `json:"updated_at"`
+	LastTestedAt   time.Time        `json:"last_tested_at,omitzero"`
+	LastTestResult string           `json:"last_test_result,omitempty"` // success or failed
+	LastTestError  string           `json:"last_test_error,omitempty"`
+}
+
+// HasScope reports whether the connector may be used for scope.
+func (c Connector) HasScope(scope string) bool {
+	for _, s := range c.Scopes {
+		if s == scope {
+			return true
+		}
+	}
+	return false
+}
+
+// Notified reports whether the storage tells us about changes; else only listing finds them.
+func (c Connector) Notified() bool { return c.Provider == "dir" || c.Subscription != "" }
+
+// Index is a container that media are imported into.
+type Index struct {
+	ID        string    `json:"index_id"`
+	Name      string    `json:"name"`
+	CreatedAt time.Time `json:"created_at"`
+}
+
+// Automation is the saved import configuration of one index.
+type Automation struct {
+	ID              string          `json:"automation_id"`
+	Index           string          `json:"index_id"`
+	Enabled         bool            `json:"enabled"`
+	Paused          bool            `json:"paused"`
+	Connector       string          `json:"connector_id"`
+	Prefix          string          `json:"source_prefix"`
+	Pattern         string          `json:"file_pattern"`
+	Recursive       bool            `json:"recursive"`
+	Debounce        string          `json:"debounce_interval"` // as given, e.g. "5m"
+	Preset          json.RawMessage `json:"prompt_preset"`     // null: import only
+	IncludeExisting bool            `json:"include_existing"`
+	Rev             int             `json:"rev"` // counts configurations
+	CreatedAt       time.Time       `json:"created_at"`
+	UpdatedAt       time.Time       `json:"updated_at"`
+}
+
+// Interval is the debounce interval; "1d" is a day.
+func (a Automation) Interval() time.Duration {
+	d, _ := ParseInterval(a.Debounce) // checked when it was stored
+	return d
+}
+
+// Prompt is what runs ask of each medium.
+type Prompt struct {
+	ID          string          `json:"prompt_id"`
+	Name        string          `json:"name"`
+	Description string          `json:"description"`
+	Text        string          `json:"prompt_text"`
+	JSONSchema  json.RawMessage `json:"json_schema"`
+	Extra       json.RawMessage `json:"extra,omitempty"` // members that are kept and echoed
+	Active      bool            `json:"is_active"`
+	CreatedAt   time.Time       `json:"created_at"`
+}
+
+// JobStatus is where a job stands.
+//
+//	pending ──► scanning ──► importing ──► completed
+//	   │            │            │
+//	   ├────────────┼────────────┼──► failed
+//	   └────────────┴────────────┴──► cancelled
+type JobStatus string
+
+// The statuses of jobs.
+const (
+	JobPending   JobStatus = "pending"
+	JobScanning  JobStatus = "scanning"
+	JobImporting JobStatus = "importing"
+	JobCompleted JobStatus = "completed"
+	JobFailed    JobStatus = "failed"
+	JobCancelled JobStatus = "cancelled"
+)
+
+// Terminal reports whether the job has ended.
+func (s JobStatus) Terminal() bool { return s == JobCompleted || s == JobFailed || s == JobCancelled }
+
+// Origins of jobs.
+const (
+	Manual       = "manual"
+	ByAutomation = "automation"
+)
+
+// Progress counts the files of a job.
+type Progress struct {
+	Total    int    `json:"total_files"`
+	Imported int    `json:"imported"`
+	Skipped  int    `json:"skipped"`
+	Failed   int    `json:"failed"`
+	Bytes    int64  `json:"bytes_transferred"`
+	Current  string `json:"current_file,omitempty"`
+}
+
+// Job is one import: the object set, its progress, its outcome.
+type Job struct {
+	ID         string           `json:"job_id"`
+	Index      string           `json:"index_id"`
+	Connector  string           `json:"connector_id"`
+	Automation string           `json:"automation_id,omitempty"`
+	Origin     string           `json:"origin"`
+	Lane       event.Lane       `json:"lane"`
+	Prefix     string           `json:"source_prefix"`
+	Pattern    string           `json:"file_pattern"`
+	Recursive  bool             `json:"recursive"`
+	Mode       event.ImportMode `json:"import_mode"`
+	Preset     json.RawMessage  `json:"prompt_preset,omitempty"`
+	Status     JobStatus        `json:"status"`
+	Progress   Progress         `json:"progress"`
+	Cursor     string           `json:"cursor,omitempty"` // a listing goes on behind this path
+	AsOf       uint64           `json:"as_of,omitempty"`  // the progress is true as of this sequence of files
+	Error      string           `json:"error_message,omitempty"`
+	CreatedAt  time.Time        `json:"created_at"`
+	StartedAt  time.Time        `json:"started_at,omitzero"`
+	EndedAt    time.Time        `json:"ended_at,omitzero"`
+	// Report is the document with a line per file, once the job has ended and been settled.
+	Report string `json:"report,omitempty"`
+	// Settled: the end was announced and the file entries are compacted.
+	Settled bool `json:"settled,omitempty"`
+}
+
+// RunStatus is where a run stands: pending → processing → one of the others.
+type RunStatus string
+
+// The statuses of runs; never another (contract §15.3).
+const (
+	RunPending               RunStatus = "pending"
+	RunProcessing            RunStatus = "processing"
+	RunCompleted             RunStatus = "completed"
+	RunCompletedWithFailures RunStatus = "completed_with_failures"
+	RunFailed                RunStatus = "failed"
+	RunCancelled             RunStatus = "cancelled"
+)
+
+// Terminal reports whether the run has ended.
+func (s RunStatus) Terminal() bool { return s != RunPending && s != RunProcessing }
+
+// Tally counts media of one type in a run.
+type Tally struct {
+	Total     int `json:"total"`
+	Completed int `json:"completed"`
+	Failed    int `json:"failed"`
+}
+
+// Run is one prompt run over a list of media.
+type Run struct {
+	ID         string           `json:"run_id"`
+	Job        string           `json:"job_id,omitempty"`
+	Index      string           `json:"index_id,omitempty"`
+	Prompt     string           `json:"prompt_id"`
+	PromptName string           `json:"prompt_name"`
+	Preset     json.RawMessage  `json:"prompt_preset"`
+	Status     RunStatus        `json:"status"`
+	Tallies    map[string]Tally `json:"tallies"` // by media type
+	Seconds    float64          `json:"total_seconds"`
+	Media      string           `json:"media"` // the document with a line per medium, in order
+	Count      int              `json:"media_count"`
+	// ReportsFrom is a position in the reports stream before which nothing is about this run.
+	ReportsFrom uint64    `json:"reports_from"`
+	Error       string    `json:"error_message,omitempty"`
+	CreatedAt   time.Time `json:"created_at"`
+	StartedAt   time.Time `json:"started_at,omitzero"`
+	EndedAt     time.Time `json:"ended_at,omitzero"`
+	Dispatched  bool      `json:"dispatched,omitempty"` // executors have been asked
+	Settled     bool      `json:"settled,omitempty"`    // the end was announced
+}
+
+// Key is an API key. Only its hash is kept.
+type Key struct {
+	Hash      string    `json:"hash"`
+	Prefix    string    `json:"prefix"` // a short, non-secret head to recognise it by
+	Name      string    `json:"name"`
+	Scopes    []string  `json:"scopes"`
+	CreatedAt time.Time `json:"created_at"`
+}
+
+// Scan is what is known of the listings of one automation.
+type Scan struct {
+	Automation string    `json:"automation_id"`
+	Epoch      string    `json:"epoch"`   // of the armed timer
+	NextAt     time.Time `json:"next_at"` // when it rings
+	LastAt     time.Time `json:"last_at,omitzero"`
+	Listed     int       `json:"listed"` // objects that matched, last time
+	Found      int       `json:"found"`  // of these, new and announced by no notification
+	Drift      int       `json:"drift"`  // Found, summed over all scans but the first
+	Scans      int       `json:"scans"`
+	Error      string    `json:"error,omitempty"`
+	Baseline   bool      `json:"baseline,omitempty"` // what is there now shall be settled as baseline by the next scan
+}

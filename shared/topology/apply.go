@@ -1,0 +1,110 @@
+package topology
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
+)
+
+// ErrMissing says that a stream or consumer is not there: nobody has applied the topology to this broker, or under
+// another prefix.
+var ErrMissing = errors.New("topology is not applied to this broker (start `millrace admin` or `millrace up` first, with the same --prefix)")
+
+// ErrPrefix says that a prefix cannot be part of a subject.
+var ErrPrefix = errors.New("prefix must be 1-32 letters, digits, - or _")
+
+var prefix = regexp.MustCompile(`^[A-Za-z0-9_-]{1,32}$`)
+
+// digestKey marks what was applied, so that an unchanged row costs one look instead of an update. The server fills in
+// defaults, so its idea of a configuration cannot be compared with ours.
+const digestKey = "millrace.digest"
+
+// Apply creates or updates every stream and consumer of the tables. It is safe to repeat, also at the same time, and
+// never deletes.
+func (t Topology) Apply(ctx context.Context, js jetstream.JetStream) error {
+	if !prefix.MatchString(t.Prefix) {
+		return fmt.Errorf("prefix %q: %w", t.Prefix, ErrPrefix)
+	}
+	consumers := make(map[string][]Consumer)
+	for _, c := range t.Consumers() {
+		consumers[c.Stream] = append(consumers[c.Stream], c)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(16)
+	for _, row := range t.Streams() {
+		g.Go(func() error {
+			s, err := applyStream(ctx, js, row.Config)
+			if err != nil {
+				return fmt.Errorf("apply stream %s: %w", row.Config.Name, err)
+			}
+			for _, c := range consumers[row.Name] {
+				if err := applyConsumer(ctx, s, c.Config); err != nil {
+					return fmt.Errorf("apply consumer %s of stream %s: %w", c.Config.Durable, row.Config.Name, err)
+				}
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+func applyStream(ctx context.Context, js jetstream.JetStream, cfg jetstream.StreamConfig) (jetstream.Stream, error) {
+	cfg.Metadata = map[string]string{digestKey: digest(cfg)}
+	s, err := js.Stream(ctx, cfg.Name)
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		return js.CreateOrUpdateStream(ctx, cfg)
+	case err != nil:
+		return nil, err
+	case s.CachedInfo().Config.Metadata[digestKey] == cfg.Metadata[digestKey]:
+		return s, nil
+	}
+	return js.UpdateStream(ctx, cfg)
+}
+
+func applyConsumer(ctx context.Context, s jetstream.Stream, cfg jetstream.ConsumerConfig) error {
+	cfg.Metadata = map[string]string{digestKey: digest(cfg)}
+	c, err := s.Consumer(ctx, cfg.Durable)
+	if err == nil && c.CachedInfo().Config.Metadata[digestKey] == cfg.Metadata[digestKey] {
+		return nil
+	}
+	if err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return err
+	}
+	_, err = s.CreateOrUpdateConsumer(ctx, cfg)
+	return err
+}
+
+func digest(v any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // plain data
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:8])
+}
+
+// Bind returns a consumer of the table, or ErrMissing.
+func (t Topology) Bind(ctx context.Context, js jetstream.JetStream, name string) (jetstream.Consumer, error) {
+	for _, row := range t.Consumers() {
+		if row.Config.Durable != name {
+			continue
+		}
+		c, err := js.Consumer(ctx, t.Stream(row.Stream), name)
+		if errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrStreamNotFound) {
+			return nil, fmt.Errorf("bind consumer %s: %w", name, ErrMissing)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("bind consumer %s: %w", name, err)
+		}
+		return c, nil
+	}
+	return nil, fmt.Errorf("bind consumer %s: not in the topology", name)
+}

@@ -1,0 +1,196 @@
+// Package window is the debounce window of an automation.
+//
+// A window collects the arrivals of one automation until they have been quiet for an interval, and then becomes one
+// job. Its truth is one record per automation, changed only by compare-and-set:
+//
+//	          arrival                  due                  job requested
+//	idle ───────────────▶ open ───────────────▶ closing ───────────────▶ idle
+//	                     │    ▲
+//	                     └────┘ arrival: the deadline moves on, at most to OpenedAt + MaxWait
+//
+// Arrivals during closing open the next window beside it. While the automation is paused the record is held: windows
+// open and grow, and none closes. The alarm clock only wakes somebody up to look at the record; what it says is decided
+// here, by functions of values.
+package window
+
+import (
+	"time"
+
+	"millrace/shared/event"
+)
+
+// Config is what an automation says about its windows.
+type Config struct {
+	Interval time.Duration // quiet period
+	MaxWait  time.Duration // longest life of a window; 0: six intervals
+	Rev      int           // of the automation's configuration
+}
+
+// Record is the register of one automation.
+type Record struct {
+	Automation string    `json:"automation_id"`
+	Open       *Open     `json:"open,omitempty"`
+	Closing    *Closing  `json:"closing,omitempty"`
+	Held       bool      `json:"held,omitempty"`
+	LastJob    string    `json:"last_job_id,omitempty"` // of the window that closed last
+	LastClosed time.Time `json:"last_closed_at,omitzero"`
+}
+
+// Open is a window that takes arrivals.
+type Open struct {
+	// Epoch is random and names this window, its alarm and its job. A window that needs another alarm gets another
+	// epoch: an alarm that is replaced while it rings can be lost.
+	Epoch         string    `json:"epoch"`
+	OpenedAt      time.Time `json:"opened_at"`
+	LastArrivalAt time.Time `json:"last_arrival_at"` // as the broker stored it
+	LastSeq       uint64    `json:"last_seq"`        // arrivals up to here are in the window
+	Deadline      time.Time `json:"deadline"`
+	Count         int       `json:"count"` // for people; the arrivals themselves decide
+	Bytes         int64     `json:"bytes"`
+	ConfigRev     int       `json:"config_rev"`
+}
+
+// Closing is a window whose job is being requested.
+type Closing struct {
+	Epoch   string             `json:"epoch"`
+	Request event.JobRequested `json:"request"`
+}
+
+// Arrival is what a window needs to know of an arrival.
+type Arrival struct {
+	Seq    uint64
+	Stored time.Time
+	Size   int64
+}
+
+// Merge adds arrivals to the window, opening one under epoch if need be, and reports whether it did. In what decides
+// (times, LastSeq, deadline) it is commutative and idempotent, so redelivery, reordering and several writers do no
+// harm; Count may miss an arrival that was merged out of order.
+func Merge(r Record, arrivals []Arrival, cfg Config, epoch string) (_ Record, opened bool) {
+	if len(arrivals) == 0 {
+		return r, false
+	}
+	var o Open
+	if r.Open != nil {
+		o = *r.Open
+	} else {
+		o = Open{Epoch: epoch, OpenedAt: arrivals[0].Stored}
+		opened = true
+	}
+	counted := o.LastSeq
+	for _, a := range arrivals {
+		if a.Seq > counted {
+			o.Count++
+			o.Bytes += max(a.Size, 0)
+		}
+		if a.Stored.Before(o.OpenedAt) {
+			o.OpenedAt = a.Stored
+		}
+		if a.Stored.After(o.LastArrivalAt) {
+			o.LastArrivalAt = a.Stored
+		}
+		o.LastSeq = max(o.LastSeq, a.Seq)
+	}
+	r.Open = plan(o, cfg)
+	return r, opened
+}
+
+// plan sets the deadline.
+func plan(o Open, cfg Config) *Open {
+	wait := cfg.MaxWait
+	if wait <= 0 {
+		wait = 6 * cfg.Interval
+	}
+	o.Deadline = o.LastArrivalAt.Add(cfg.Interval)
+	if last := o.OpenedAt.Add(wait); last.Before(o.Deadline) {
+		o.Deadline = last
+	}
+	o.ConfigRev = cfg.Rev
+	return &o
+}
+
+// Action is what to do when an alarm rings.
+type Action int
+
+// The actions.
+const (
+	Ignore Action = iota // an alarm of another window, or none is open
+	Wait                 // the deadline has moved on: arm again for it
+	Leave                // held
+	Close                // due
+)
+
+// Due decides what the alarm of epoch means at now.
+func Due(r Record, epoch string, now time.Time) Action {
+	switch {
+	case r.Open == nil || r.Open.Epoch != epoch:
+		return Ignore
+	case r.Held:
+		return Leave
+	case now.Before(r.Open.Deadline):
+		return Wait
+	}
+	return Close
+}
+
+// StartClosing moves the open window to closing. request is the job it becomes; its id, epoch and last sequence are
+// filled in here. The record must have an open window and no closing one.
+func StartClosing(r Record, request event.JobRequested, now time.Time) Record {
+	request.Job = event.JobOfWindow(r.Automation, r.Open.Epoch)
+	request.Automation = r.Automation
+	request.Epoch = r.Open.Epoch
+	request.LastSeq = r.Open.LastSeq
+	request.RequestedAt = now.UTC()
+	r.Closing = &Closing{Epoch: r.Open.Epoch, Request: request}
+	r.Open = nil
+	r.LastJob, r.LastClosed = request.Job, now.UTC()
+	return r
+}
+
+// EndClosing ends the closing of epoch; the job is requested.
+func EndClosing(r Record, epoch string) Record {
+	if r.Closing != nil && r.Closing.Epoch == epoch {
+		r.Closing = nil
+	}
+	return r
+}
+
+// Hold keeps windows from closing.
+func Hold(r Record) Record {
+	r.Held = true
+	return r
+}
+
+// Release lets windows close again. An open one gets its interval anew if that has passed, and the given epoch, under
+// which the caller arms its alarm.
+func Release(r Record, cfg Config, now time.Time, epoch string) Record {
+	r.Held = false
+	if r.Open == nil {
+		return r
+	}
+	o := *r.Open
+	o.Epoch = epoch
+	o.ConfigRev = cfg.Rev
+	o.Deadline = o.LastArrivalAt.Add(cfg.Interval)
+	if o.Deadline.Before(now) {
+		o.Deadline = now
+	}
+	r.Open = &o
+	return r
+}
+
+// Reconfigure judges an open window anew under cfg. The caller arms its alarm under the given epoch.
+func Reconfigure(r Record, cfg Config, epoch string) Record {
+	if r.Open == nil || r.Open.ConfigRev == cfg.Rev {
+		return r
+	}
+	r.Open = plan(*r.Open, cfg)
+	r.Open.Epoch = epoch
+	return r
+}
+
+// Drop forgets an open window. Its arrivals are the caller's to purge.
+func Drop(r Record) Record {
+	r.Open = nil
+	return r
+}
