@@ -1,0 +1,58 @@
+# Everything here needs Go and make; what else it needs it builds itself, from the versions in tools.mod.
+
+SERVICES := scanner debouncer importer preset-trigger admin
+MODULES  := schemas shared services
+PACKAGES := $(MODULES:%=./%/...)
+BINARIES := ./services/millrace/cmd/millrace $(foreach s,$(SERVICES),./services/$(s)/cmd/$(s))
+
+# A tarball has no history: the version is then "devel" and nothing fails.
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
+
+# Reproducible: no paths of this machine and no C. The stamp of the version control system is off because it fails where
+# the checkout belongs to somebody else, as in many a CI; the version comes from above.
+BUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false
+LDFLAGS := -s -w -X millrace/shared/process.version=$(VERSION)
+
+# The race detector needs a C compiler; without one the tests are worth running all the same.
+RACE := $(if $(shell command -v $$(go env CC) 2>/dev/null),-race)
+
+# The tools have a module file of their own. -modfile works outside a workspace only, and in the folder of some module;
+# it takes nothing from that module.
+TOOLS := cd schemas && GOWORK=off
+
+.DEFAULT_GOAL := help
+.PHONY: help build test lint bench run demo schemas clean
+
+help: ## this list
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## bin/millrace and one binary per service
+	@mkdir -p bin
+	$(BUILD) -ldflags '$(LDFLAGS)' -o bin/ $(BINARIES)
+
+test: ## all tests, with the race detector
+	go test $(RACE) -timeout 10m $(PACKAGES)
+
+lint: ## go vet and golangci-lint (the first run builds it)
+	go vet $(PACKAGES)
+	$$($(TOOLS) go tool -modfile=../tools.mod -n golangci-lint) run $(PACKAGES)
+
+bench: build bin/rclone ## every figure beside its yardstick
+	bin/millrace bench
+
+run: build ## start everything on ./data, watching ./inbox
+	bin/millrace up --quickstart
+
+demo: build ## the whole story in a temporary folder, in under a minute
+	bin/millrace demo
+
+schemas: ## schemas, examples, Go types and subjects agree
+	go test ./schemas/... ./shared/event/...
+
+clean: ## remove what was built, not the data
+	rm -rf bin
+
+# What a plain copy takes, for the bench.
+bin/rclone: tools.mod tools.sum
+	@mkdir -p bin
+	$(TOOLS) $(BUILD) -modfile=../tools.mod -o ../bin/rclone github.com/rclone/rclone
