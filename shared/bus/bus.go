@@ -179,13 +179,13 @@ func (b *Bus) commit(ctx context.Context, msgs []Message) (uint64, error) {
 		for i, m := range msgs {
 			batch[i] = m.nats()
 		}
-		ack, err := jetstreamext.PublishMsgBatch(ctx, b.js, batch)
+		deadline, _ := ctx.Deadline() // the ack of the first message does not look at ctx
+		ack, err := jetstreamext.PublishMsgBatch(ctx, b.js, batch,
+			jetstreamext.BatchFlowControl{AckFirst: true, AckTimeout: max(time.Until(deadline), time.Millisecond)})
 		switch {
 		case err == nil:
 			return ack.Sequence, nil
-		case errors.Is(err, jetstreamext.ErrAtomicPublishTooManyInflight),
-			errors.Is(err, jetstreamext.ErrBatchPublishIncomplete),
-			errors.Is(err, nats.ErrNoResponders):
+		case errors.Is(err, jetstreamext.ErrAtomicPublishTooManyInflight), errors.Is(err, nats.ErrNoResponders):
 		default:
 			return 0, fmt.Errorf("publish batch of %d to %s…: %w", len(msgs), msgs[0].Subject, classify(err))
 		}
@@ -223,7 +223,7 @@ func classify(err error) error {
 		}
 		return err
 	}
-	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) {
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || errors.Is(err, nats.ErrTimeout) {
 		return fmt.Errorf("%w: %w", ErrUnknown, err)
 	}
 	return err

@@ -125,23 +125,29 @@ func (c *consuming) settle(ctx context.Context, d *Delivery, err error) {
 		c.mu.Unlock()
 		c.stir()
 	}()
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		// Shutting down says nothing about the message, not even on its last attempt: the next may have it at once.
+		c.logLost(d.msg, d.msg.Nak())
+		return
+	}
 	v := Outcome(err, d.Delivered, c.opts.MaxAttempts)
 	switch v.Action {
 	case Ack:
 		err = d.msg.Ack()
 	case Nak:
-		if !errors.Is(err, context.Canceled) {
-			c.bus.log.Warn("delivery failed, will be tried again", "consumer", c.name, "subject", d.Subject,
-				"delivered", d.Delivered, "again_in", v.Delay, "error", err)
-		} else {
-			v.Delay = 0 // shutting down: somebody else may have it at once
-		}
+		c.bus.log.Warn("delivery failed, will be tried again", "consumer", c.name, "subject", d.Subject,
+			"delivered", d.Delivered, "again_in", v.Delay, "error", err)
 		err = d.msg.NakWithDelay(v.Delay)
 	case Dead:
 		err = c.bury(ctx, d, v.Reason)
 	}
+	c.logLost(d.msg, err)
+}
+
+// logLost notes a verdict that did not reach the broker. Nothing is lost by it.
+func (c *consuming) logLost(msg jetstream.Msg, err error) {
 	if err != nil {
-		c.bus.log.Warn("verdict was not delivered, the message comes again", "consumer", c.name, "subject", d.Subject, "error", err)
+		c.bus.log.Warn("verdict was not delivered, the message comes again", "consumer", c.name, "subject", msg.Subject(), "error", err)
 	}
 }
 
@@ -164,10 +170,19 @@ func streamOf(msg jetstream.Msg) string {
 	return ""
 }
 
-// Bury stores a dead letter. Service and time are filled in.
+// letterRoom is what a letter needs beside its JSON: headers, and the note that it was cut.
+const letterRoom = 1 << 10
+
+// Bury stores a dead letter. Service and time are filled in. A body that does not fit, as a letter is larger than the
+// message it is about, is cut short, and the reason says so.
 func (b *Bus) Bury(ctx context.Context, dead event.Dead) error {
 	dead.Service, dead.At = b.service, time.Now().UTC()
 	data, err := json.Marshal(dead)
+	if over := len(data) + letterRoom - int(b.nc.MaxPayload()); err == nil && over > 0 {
+		dead.Reason = fmt.Sprintf("%s (of %d bytes of data, what fits is kept)", dead.Reason, len(dead.Data))
+		dead.Data = dead.Data[:max(0, len(dead.Data)-over)] // base64 takes more than a byte for each
+		data, err = json.Marshal(dead)
+	}
 	if err != nil {
 		return fmt.Errorf("encode dead letter: %w", err)
 	}
@@ -204,15 +219,19 @@ func (b *Bus) ConsumeBatch(ctx context.Context, consumer string, opts Options, h
 	}
 	in := make(chan jetstream.Msg, opts.Batch)
 	cc, err := cons.Consume(func(m jetstream.Msg) {
-		select {
-		case in <- m:
-		case <-ctx.Done():
+		if ctx.Err() == nil {
+			select {
+			case in <- m:
+				return
+			case <-ctx.Done():
+			}
 		}
+		c.logLost(m, m.Nak()) // prefetched in vain: somebody else may have it at once
 	}, jetstream.PullMaxMessages(2*opts.Batch), jetstream.ConsumeErrHandler(c.logError))
 	if err != nil {
 		return fmt.Errorf("consume %s: %w", consumer, err)
 	}
-	defer cc.Stop()
+	defer c.handBack(cc, in)
 	b.countBound(consumer, 1)
 	defer b.countBound(consumer, -1)
 	ctxLease, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -235,6 +254,28 @@ func (b *Bus) ConsumeBatch(ctx context.Context, consumer string, opts Options, h
 				err = errs[i]
 			}
 			c.settle(ctx, d, err)
+		}
+	}
+}
+
+// handBackTime bounds handBack when the broker is gone.
+const handBackTime = time.Second
+
+// handBack ends a Consume and returns what it had prefetched, whose lease would else have to run out first.
+func (c *consuming) handBack(cc jetstream.ConsumeContext, in <-chan jetstream.Msg) {
+	cc.Drain()
+	late := time.NewTimer(handBackTime)
+	defer late.Stop()
+	select {
+	case <-cc.Closed():
+	case <-late.C:
+	}
+	for {
+		select {
+		case m := <-in:
+			c.logLost(m, m.Nak())
+		default:
+			return
 		}
 	}
 }

@@ -2,15 +2,20 @@ package bus
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
 	"slices"
+	"strconv"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/synadia-io/orbit.go/jetstreamext"
 )
+
+// readTimeout bounds the answer to one direct get.
+const readTimeout = 10 * time.Second
 
 // Stored is a message as a stream holds it.
 type Stored struct {
@@ -20,46 +25,27 @@ type Stored struct {
 	Data     []byte
 }
 
-// pageSize is how many messages one direct get asks for.
-const pageSize = 500
+// Bounds of one answer, so that the memory of a reader stays constant whatever the size of the messages.
+const (
+	pageSize  = 500
+	pageBytes = 8 << 20
+)
 
 // Scan yields the messages of a stream whose subject matches filter, from sequence from on (0: the first), in stream
-// order. It pages, so memory stays constant; what is written meanwhile may or may not be seen.
+// order. It pages, so memory stays constant, and the caller may take its time between two messages; what is written
+// meanwhile may or may not be seen.
 func (b *Bus) Scan(ctx context.Context, stream, filter string, from uint64) iter.Seq2[Stored, error] {
 	return func(yield func(Stored, error) bool) {
-		for from = max(from, 1); ; {
-			n := 0
-			for m, err := range b.page(ctx, stream, filter, from, pageSize) {
-				if err != nil {
-					yield(Stored{}, err)
-					return
-				}
-				n++
-				from = m.Sequence + 1
-				if !yield(m, nil) {
-					return
-				}
-			}
-			if n < pageSize {
-				return
-			}
-		}
+		b.pages(ctx, b.Stream(stream), query{Seq: max(from, 1), Next: filter, Batch: pageSize}, yield)
 	}
 }
 
-func (b *Bus) page(ctx context.Context, stream, filter string, from uint64, n int) iter.Seq2[Stored, error] {
-	return func(yield func(Stored, error) bool) {
-		msgs, err := jetstreamext.GetBatch(ctx, b.js, b.Stream(stream), n,
-			jetstreamext.GetBatchSeq(from), jetstreamext.GetBatchSubject(filter))
-		b.yieldAll(stream, msgs, err, yield)
-	}
-}
-
-// lastBound is how many subjects one request for last messages may name.
+// lastBound is how many subjects one request for last messages names; the server answers with up to 1,024 messages.
 const lastBound = 500
 
 // Last yields the newest message of each of the subjects, which may have wildcards, in no particular order. Subjects
-// without a message yield nothing.
+// without a message yield nothing. A wildcard may match more than 1,024 subjects only on a stream that keeps one message
+// per subject.
 func (b *Bus) Last(ctx context.Context, stream string, subjects ...string) iter.Seq2[Stored, error] {
 	return b.LastOf(ctx, b.Stream(stream), subjects...)
 }
@@ -68,32 +54,130 @@ func (b *Bus) Last(ctx context.Context, stream string, subjects ...string) iter.
 func (b *Bus) LastOf(ctx context.Context, stream string, subjects ...string) iter.Seq2[Stored, error] {
 	return func(yield func(Stored, error) bool) {
 		for chunk := range slices.Chunk(subjects, lastBound) {
-			msgs, err := jetstreamext.GetLastMsgsFor(ctx, b.js, stream, chunk)
-			if !b.yieldAll(stream, msgs, err, yield) {
+			if !b.last(ctx, stream, chunk, yield) {
 				return
 			}
 		}
 	}
 }
 
-func (b *Bus) yieldAll(stream string, msgs iter.Seq2[*jetstream.RawStreamMsg, error], err error, yield func(Stored, error) bool) bool {
-	if err != nil {
-		yield(Stored{}, fmt.Errorf("read stream %s: %w", stream, err))
-		return false
-	}
-	for m, err := range msgs {
-		if errors.Is(err, jetstreamext.ErrNoMessages) {
-			return true
+// last halves the subjects until the server can answer. It reports whether to go on.
+func (b *Bus) last(ctx context.Context, stream string, subjects []string, yield func(Stored, error) bool) bool {
+	tooMany := false
+	more := b.pages(ctx, stream, query{Last: subjects}, func(m Stored, err error) bool {
+		if tooMany = errors.Is(err, errTooMany); tooMany {
+			return false
 		}
+		return yield(m, err)
+	})
+	switch {
+	case !tooMany:
+		return more
+	case len(subjects) == 1:
+		return b.pages(ctx, stream, query{Seq: 1, Next: subjects[0], Batch: pageSize}, yield)
+	}
+	mid := len(subjects) / 2
+	return b.last(ctx, stream, subjects[:mid], yield) && b.last(ctx, stream, subjects[mid:], yield)
+}
+
+// pages yields all that answers q, a page at a time. It reports whether the caller wants more than that.
+func (b *Bus) pages(ctx context.Context, stream string, q query, yield func(Stored, error) bool) bool {
+	q.MaxBytes = pageBytes
+	for {
+		page, more, err := b.get(ctx, stream, q)
 		if err != nil {
 			yield(Stored{}, fmt.Errorf("read stream %s: %w", stream, err))
 			return false
 		}
-		if !yield(Stored{Subject: m.Subject, Sequence: m.Sequence, Time: m.Time, Data: m.Data}, nil) {
-			return false
+		for _, m := range page {
+			if !yield(m, nil) {
+				return false
+			}
 		}
+		if !more || len(page) == 0 {
+			return true
+		}
+		q.Seq = page[len(page)-1].Sequence + 1
 	}
-	return true
+}
+
+// query is the body of a direct get (NATS ADR-31).
+type query struct {
+	Seq      uint64   `json:"seq,omitempty"` // the first to consider
+	Next     string   `json:"next_by_subj,omitempty"`
+	Batch    int      `json:"batch,omitempty"`
+	Last     []string `json:"multi_last,omitempty"`
+	MaxBytes int      `json:"max_bytes,omitempty"`
+}
+
+// errTooMany says that more last messages match than the server is willing to send at once.
+var errTooMany = errors.New("too many results")
+
+// get asks a stream once and returns the whole answer, and whether there is more behind its last message.
+//
+// It is ours rather than jetstreamext's, whose iterators end without an error when an answer breaks off, be it by time
+// or by the end of the context: a planner that took that for the end would forget the arrivals it did not see.
+func (b *Bus) get(ctx context.Context, stream string, q query) (page []Stored, more bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	body, err := json.Marshal(q)
+	if err != nil {
+		return nil, false, err
+	}
+	sub, err := b.nc.SubscribeSync(b.nc.NewInbox())
+	if err != nil {
+		return nil, false, err
+	}
+	defer func() { _ = sub.Unsubscribe() }()
+	if err := b.nc.PublishRequest("$JS.API.DIRECT.GET."+stream, sub.Subject, body); err != nil {
+		return nil, false, err
+	}
+	for {
+		m, err := sub.NextMsgWithContext(ctx)
+		if err != nil {
+			return nil, false, fmt.Errorf("after %d messages: %w", len(page), err)
+		}
+		if m.Header.Get(jetstream.SequenceHeader) != "" {
+			s, err := stored(m)
+			if err != nil {
+				return nil, false, err
+			}
+			page = append(page, s)
+			continue
+		}
+		status, text := m.Header.Get("Status"), m.Header.Get("Description")
+		switch {
+		case status == "204": // the end of the answer
+			return page, m.Header.Get("Nats-Num-Pending") != "0", nil
+		case status == "404" && (q.Last == nil || text == "No Results"):
+			return page, false, nil
+		case status == "413":
+			return nil, false, errTooMany
+		case status == "503":
+			return nil, false, nats.ErrNoResponders
+		}
+		return nil, false, fmt.Errorf("the broker answered %s %s", status, text)
+	}
+}
+
+// stored reads a message of an answer. The server appends its headers behind those of the publisher.
+func stored(m *nats.Msg) (Stored, error) {
+	header := func(key string) string {
+		v := m.Header[key]
+		if len(v) == 0 {
+			return ""
+		}
+		return v[len(v)-1]
+	}
+	seq, err := strconv.ParseUint(header(jetstream.SequenceHeader), 10, 64)
+	if err != nil {
+		return Stored{}, fmt.Errorf("sequence of a stored message: %w", err)
+	}
+	at, err := time.Parse(time.RFC3339Nano, header(jetstream.TimeStampHeaer))
+	if err != nil {
+		return Stored{}, fmt.Errorf("time of stored message %d: %w", seq, err)
+	}
+	return Stored{Subject: header(jetstream.SubjectHeader), Sequence: seq, Time: at, Data: m.Data}, nil
 }
 
 // Purge removes the messages of a stream whose subject matches filter, up to and including sequence upTo (0: all).

@@ -27,7 +27,8 @@ func (e *RetryError) Error() string { return fmt.Sprintf("retry after %s: %v", e
 // Unwrap returns the cause.
 func (e *RetryError) Unwrap() error { return e.Err }
 
-// RetryAfter asks for another delivery no sooner than after. Such a delivery does not count towards MaxAttempts.
+// RetryAfter asks for another delivery no sooner than after, however many there have been. The broker counts such
+// deliveries too, so whoever waits out long troubles with RetryAfter counts attempts of its own.
 func RetryAfter(after time.Duration, err error) error { return &RetryError{After: after, Err: err} }
 
 // PoisonError is an error that no repetition can cure.

@@ -87,3 +87,8 @@ func (id *MediumID) UnmarshalText(b []byte) (err error) {
 	*id, err = ParseMediumID(string(b))
 	return err
 }
+
+// IDOf is the id of the event that says typ about subject in index.
+func IDOf(typ Type, index, subject string) string {
+	return "evt_" + hash(16, "event", string(typ), index, subject)
+}

@@ -113,6 +113,7 @@ func (l *Ledger) Write(ctx context.Context, entries []Entry) []error {
 // The stream is only readable forwards, so a page is read from windows of sequences that reach further back the fewer
 // media they hold.
 func (l *Ledger) Page(ctx context.Context, index string, limit int, cursor string) ([]event.Medium, string, error) {
+	limit = max(limit, 1)
 	state, err := l.bus.State(ctx, topology.Media)
 	if err != nil {
 		return nil, "", err

@@ -2,6 +2,8 @@ package store
 
 import (
 	"encoding/json"
+	"net/url"
+	"path/filepath"
 	"time"
 
 	"millrace/shared/event"
@@ -37,6 +39,22 @@ func (c Connector) HasScope(scope string) bool {
 		}
 	}
 	return false
+}
+
+// URI says where the object of path lies, for people and for tools that read the storage themselves.
+func (c Connector) URI(path string) string {
+	if c.Provider == "dir" {
+		return (&url.URL{Scheme: "file", Path: filepath.Join(c.Path, path)}).String()
+	}
+	return (&url.URL{Scheme: "gs", Host: c.Bucket, Path: "/" + path}).String()
+}
+
+// LocalPath is the file of path, "" where there is none on this machine.
+func (c Connector) LocalPath(path string) string {
+	if c.Provider != "dir" {
+		return ""
+	}
+	return filepath.Join(c.Path, path)
 }
 
 // Notified reports whether the storage tells us about changes; else only listing finds them.

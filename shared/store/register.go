@@ -93,11 +93,22 @@ func (r *Register[T]) write(ctx context.Context, key string, v T, expect *uint64
 	if err != nil {
 		return 0, fmt.Errorf("encode %s %s: %w", r.name, key, err)
 	}
+	rev, err := r.put(ctx, key, data, expect)
+	if errors.Is(err, bus.ErrConflict) && *expect != 0 {
+		if _, raw, rev, rerr := r.get(ctx, key); rerr == nil && bytes.Equal(raw, data) {
+			return rev, nil
+		}
+	}
+	return rev, err
+}
+
+// put writes the bytes of a record. A write that was not answered is read back.
+func (r *Register[T]) put(ctx context.Context, key string, data []byte, expect *uint64) (Revision, error) {
 	rev, err := r.bus.Publish(ctx, bus.Message{Subject: r.subject(key), Data: data, Expect: expect})
 	if err == nil {
 		return rev, nil
 	}
-	if errors.Is(err, bus.ErrUnknown) || (errors.Is(err, bus.ErrConflict) && expect != nil && *expect != 0) {
+	if errors.Is(err, bus.ErrUnknown) {
 		if _, raw, rev, rerr := r.get(ctx, key); rerr == nil && bytes.Equal(raw, data) {
 			return rev, nil
 		}
@@ -116,8 +127,12 @@ func (r *Register[T]) Modify(ctx context.Context, key string, change func(v *T) 
 		v, raw, rev, err := r.get(ctx, key)
 		if errors.Is(err, ErrNotFound) {
 			// A deleted key leaves a marker, and compare-and-set has to name it.
-			if rev, err = r.tombstone(ctx, key); err != nil {
+			var created bool
+			if rev, created, err = r.tombstone(ctx, key); err != nil {
 				return v, 0, err
+			}
+			if created {
+				continue
 			}
 		} else if err != nil {
 			return v, 0, err
@@ -128,21 +143,28 @@ func (r *Register[T]) Modify(ctx context.Context, key string, change func(v *T) 
 			}
 			return v, rev, err
 		}
-		if data, err := json.Marshal(v); err == nil && bytes.Equal(data, raw) {
+		data, err := json.Marshal(v)
+		if err != nil {
+			return v, rev, fmt.Errorf("encode %s %s: %w", r.name, key, err)
+		}
+		if bytes.Equal(data, raw) {
 			return v, rev, nil
 		}
-		rev, err = r.write(ctx, key, v, &rev)
+		// Equal bytes of somebody else are no excuse here: two that add one to the same number write the same.
+		rev, err = r.put(ctx, key, data, &rev)
 		if !errors.Is(err, bus.ErrConflict) {
 			return v, rev, err
 		}
 	}
 }
 
-func (r *Register[T]) tombstone(ctx context.Context, key string) (Revision, error) {
+// tombstone returns the revision of the marker that a deleted record leaves, 0 when there never was one, or says that
+// somebody created the record meanwhile.
+func (r *Register[T]) tombstone(ctx context.Context, key string) (rev Revision, created bool, err error) {
 	for m, err := range r.bus.LastOf(ctx, "KV_"+r.bus.Bucket(r.name), r.subject(key)) {
-		return m.Sequence, err
+		return m.Sequence, len(m.Data) > 0, err
 	}
-	return 0, nil
+	return 0, false, nil
 }
 
 // Delete removes a record; none there is no error.
@@ -177,10 +199,12 @@ func (r *Register[T]) All(ctx context.Context) iter.Seq2[T, error] {
 				return
 			}
 		}
-		if ctx.Err() != nil {
-			var zero T
-			yield(zero, ctx.Err())
+		var zero T
+		err = ctx.Err()
+		if err == nil {
+			err = errors.New("the subscription ended")
 		}
+		yield(zero, fmt.Errorf("list %s: %w", r.name, err))
 	}
 }
 

@@ -47,7 +47,7 @@ type Open struct {
 	Deadline      time.Time `json:"deadline"`
 	Count         int       `json:"count"` // for people; the arrivals themselves decide
 	Bytes         int64     `json:"bytes"`
-	ConfigRev     int       `json:"config_rev"`
+	ConfigRev     int       `json:"config_rev"` // under which the alarm was armed
 }
 
 // Closing is a window whose job is being requested.
@@ -74,7 +74,7 @@ func Merge(r Record, arrivals []Arrival, cfg Config, epoch string) (_ Record, op
 	if r.Open != nil {
 		o = *r.Open
 	} else {
-		o = Open{Epoch: epoch, OpenedAt: arrivals[0].Stored}
+		o = Open{Epoch: epoch, OpenedAt: arrivals[0].Stored, ConfigRev: cfg.Rev}
 		opened = true
 	}
 	counted := o.LastSeq
@@ -95,7 +95,8 @@ func Merge(r Record, arrivals []Arrival, cfg Config, epoch string) (_ Record, op
 	return r, opened
 }
 
-// plan sets the deadline.
+// plan sets the deadline. ConfigRev stays: it tells under which configuration the alarm was armed, and an arrival arms
+// none.
 func plan(o Open, cfg Config) *Open {
 	wait := cfg.MaxWait
 	if wait <= 0 {
@@ -105,7 +106,6 @@ func plan(o Open, cfg Config) *Open {
 	if last := o.OpenedAt.Add(wait); last.Before(o.Deadline) {
 		o.Deadline = last
 	}
-	o.ConfigRev = cfg.Rev
 	return &o
 }
 
@@ -161,9 +161,12 @@ func Hold(r Record) Record {
 	return r
 }
 
-// Release lets windows close again. An open one gets its interval anew if that has passed, and the given epoch, under
-// which the caller arms its alarm.
+// Release lets windows close again. The deadline of one that was held open becomes its interval after its last arrival,
+// or now if that has passed, and it gets the given epoch, under which the caller arms its alarm.
 func Release(r Record, cfg Config, now time.Time, epoch string) Record {
+	if !r.Held {
+		return r
+	}
 	r.Held = false
 	if r.Open == nil {
 		return r
@@ -185,7 +188,7 @@ func Reconfigure(r Record, cfg Config, epoch string) Record {
 		return r
 	}
 	r.Open = plan(*r.Open, cfg)
-	r.Open.Epoch = epoch
+	r.Open.Epoch, r.Open.ConfigRev = epoch, cfg.Rev
 	return r
 }
 

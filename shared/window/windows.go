@@ -173,9 +173,6 @@ func (w *Windows) Hold(ctx context.Context, automation string) error {
 // Release lets windows close again.
 func (w *Windows) Release(ctx context.Context, automation string, cfg Config) error {
 	return w.rearmed(ctx, automation, func(r Record, epoch string) Record {
-		if !r.Held {
-			return r
-		}
 		return Release(r, cfg, time.Now(), epoch)
 	})
 }
