@@ -1,56 +1,23 @@
 package debouncer
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
-	"github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"millrace/shared/bus"
 	"millrace/shared/event"
 	"millrace/shared/service"
+	"millrace/shared/service/servicetest"
 	"millrace/shared/store"
 	"millrace/shared/topology"
 	"millrace/shared/window"
 )
-
-// env starts a broker in the process and returns what a service stands on.
-func env(t testing.TB) service.Env {
-	t.Helper()
-	s, err := server.NewServer(&server.Options{JetStream: true, StoreDir: t.TempDir(), DontListen: true, NoSigs: true, NoLog: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.Start()
-	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
-	if !s.ReadyForConnections(10 * time.Second) {
-		t.Fatal("the broker did not start")
-	}
-	connect := func(name string) (*nats.Conn, error) { return nats.Connect("", nats.InProcessServer(s), nats.Name(name)) }
-	nc, err := connect("test")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
-	b, err := bus.New(nc, topology.Topology{Prefix: "t"}, "test", log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := b.Apply(t.Context(), b.JetStream()); err != nil {
-		t.Fatal(err)
-	}
-	return service.Env{Bus: b, Log: log, Metrics: prometheus.NewRegistry(), Connect: connect, Instance: "test"}
-}
 
 // start runs a debouncer until the test ends or stop is called, and waits until it is ready.
 func start(t testing.TB, e service.Env, cfg Config) (d *Debouncer, stop func()) {
@@ -60,36 +27,7 @@ func start(t testing.TB, e service.Env, cfg Config) (d *Debouncer, stop func()) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- d.Run(ctx) }()
-	stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error("run:", err)
-		}
-	})
-	t.Cleanup(stop)
-	eventually(t, "the debouncer is ready", func() error { return d.Ready() })
-	return d, stop
-}
-
-// eventually waits until fact returns nil.
-func eventually(t testing.TB, what string, fact func() error) {
-	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := fact()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: %v", what, err)
-		}
-		<-tick.C
-	}
+	return d, servicetest.Run(t, d)
 }
 
 func automation(t testing.TB, e service.Env, a store.Automation) store.Automation {
@@ -163,7 +101,7 @@ func requests(t testing.TB, e service.Env) []event.JobRequested {
 func wantRequests(t testing.TB, e service.Env, n int) []event.JobRequested {
 	t.Helper()
 	var list []event.JobRequested
-	eventually(t, fmt.Sprintf("%d jobs are requested", n), func() error {
+	servicetest.Eventually(t, fmt.Sprintf("%d jobs are requested", n), func() error {
 		if list = requests(t, e); len(list) != n {
 			return fmt.Errorf("there are %d", len(list))
 		}
@@ -175,7 +113,7 @@ func wantRequests(t testing.TB, e service.Env, n int) []event.JobRequested {
 // I6: a window closes no earlier than its interval after its last arrival and at most 2 s after that.
 func TestWindowClosesOnceWhenQuiet(t *testing.T) {
 	t.Parallel()
-	e := env(t)
+	e := servicetest.Env(t)
 	start(t, e, Config{})
 	a := automation(t, e, store.Automation{Enabled: true, Debounce: "2s", Preset: json.RawMessage(`{"prompt_id":"p"}`)})
 
@@ -183,7 +121,7 @@ func TestWindowClosesOnceWhenQuiet(t *testing.T) {
 		arrive(t, e, a, 50)
 	}
 	var open window.Open
-	eventually(t, "the window has all arrivals", func() error {
+	servicetest.Eventually(t, "the window has all arrivals", func() error {
 		if r := record(t, e, a.ID); r.Open == nil || r.Open.Count != 150 {
 			return fmt.Errorf("record %+v", r)
 		} else {
@@ -209,14 +147,14 @@ func TestWindowClosesOnceWhenQuiet(t *testing.T) {
 // I11: a held automation requests no job and loses no arrival.
 func TestHeldWindowWaitsForRelease(t *testing.T) {
 	t.Parallel()
-	e := env(t)
+	e := servicetest.Env(t)
 	d, _ := start(t, e, Config{SweepInterval: time.Second})
 	a := automation(t, e, store.Automation{Enabled: true, Paused: true, Debounce: "1s"})
 	if err := d.windows.Hold(t.Context(), a.ID); err != nil {
 		t.Fatal(err)
 	}
 	arrive(t, e, a, 3)
-	eventually(t, "the alarm rang and two sweeps passed", func() error {
+	servicetest.Eventually(t, "the alarm rang and two sweeps passed", func() error {
 		if n := histogramCount(t, d.metrics.sweep); n < 4 {
 			return fmt.Errorf("%d sweeps", n)
 		}
@@ -236,11 +174,11 @@ func TestHeldWindowWaitsForRelease(t *testing.T) {
 // I6, I9: whatever became of the alarm, the sweep closes the window, and counts that it had to.
 func TestSweepTakesOverFromLostAlarms(t *testing.T) {
 	t.Parallel()
-	e := env(t)
+	e := servicetest.Env(t)
 	a := automation(t, e, store.Automation{Enabled: true, Debounce: "1s"})
 	d, stop := start(t, e, Config{})
 	arrive(t, e, a, 5)
-	eventually(t, "a window is open", func() error {
+	servicetest.Eventually(t, "a window is open", func() error {
 		if record(t, e, a.ID).Open == nil {
 			return errors.New("none")
 		}
@@ -253,7 +191,7 @@ func TestSweepTakesOverFromLostAlarms(t *testing.T) {
 	}
 	d, _ = start(t, e, Config{SweepInterval: time.Second})
 	wantRequests(t, e, 1)
-	eventually(t, "the sweep counted", func() error {
+	servicetest.Eventually(t, "the sweep counted", func() error {
 		if n := testutil.ToFloat64(d.metrics.swept.WithLabelValues(sweptOverdue)); n != 1 {
 			return fmt.Errorf("%v times", n)
 		}
@@ -264,7 +202,7 @@ func TestSweepTakesOverFromLostAlarms(t *testing.T) {
 // I7, I9: a process died between moving the window to closing and requesting its job.
 func TestSweepFinishesClosing(t *testing.T) {
 	t.Parallel()
-	e := env(t)
+	e := servicetest.Env(t)
 	a := automation(t, e, store.Automation{Enabled: true, Debounce: "1h"})
 	r := window.Record{Automation: a.ID}
 	r, _ = window.Merge(r, []window.Arrival{{Seq: 7, Stored: time.Now().Add(-time.Hour)}}, window.Config{Interval: time.Minute, Rev: 1}, "w_1")
@@ -281,7 +219,7 @@ func TestSweepFinishesClosing(t *testing.T) {
 	if req.Job != event.JobOfWindow(a.ID, "w_1") || req.LastSeq != 7 {
 		t.Errorf("request %+v", req)
 	}
-	eventually(t, "the closing has ended", func() error {
+	servicetest.Eventually(t, "the closing has ended", func() error {
 		if r := record(t, e, a.ID); r.Closing != nil {
 			return errors.New("still closing")
 		}
@@ -292,11 +230,11 @@ func TestSweepFinishesClosing(t *testing.T) {
 // I1, I9: arrivals whose window was lost, as after a restore of an older backup, get one.
 func TestSweepAdoptsOrphans(t *testing.T) {
 	t.Parallel()
-	e := env(t)
+	e := servicetest.Env(t)
 	a := automation(t, e, store.Automation{Enabled: true, Debounce: "1s"})
 	_, stop := start(t, e, Config{})
 	arrive(t, e, a, 4)
-	eventually(t, "the window is open and its arrivals are acknowledged", func() error {
+	servicetest.Eventually(t, "the window is open and its arrivals are acknowledged", func() error {
 		c, err := e.Bus.JetStream().Consumer(t.Context(), e.Bus.Stream(topology.Arrivals), topology.DebouncerArrivals)
 		if err != nil {
 			return err
@@ -323,7 +261,7 @@ func TestSweepAdoptsOrphans(t *testing.T) {
 // I3, I6: two debouncers, every alarm handled by either, the sweep of both: one job per window.
 func TestTwoDebouncersRequestOneJobEach(t *testing.T) {
 	t.Parallel()
-	e := env(t)
+	e := servicetest.Env(t)
 	start(t, e, Config{SweepInterval: time.Second})
 	start(t, e, Config{SweepInterval: time.Second})
 	const n = 40
@@ -345,11 +283,11 @@ func TestTwoDebouncersRequestOneJobEach(t *testing.T) {
 
 func TestDisabledAutomationDropsItsWindow(t *testing.T) {
 	t.Parallel()
-	e := env(t)
+	e := servicetest.Env(t)
 	start(t, e, Config{SweepInterval: time.Second})
 	a := automation(t, e, store.Automation{Enabled: true, Debounce: "2s"})
 	arrive(t, e, a, 2)
-	eventually(t, "a window is open", func() error {
+	servicetest.Eventually(t, "a window is open", func() error {
 		if record(t, e, a.ID).Open == nil {
 			return errors.New("none")
 		}
@@ -357,7 +295,7 @@ func TestDisabledAutomationDropsItsWindow(t *testing.T) {
 	})
 	a.Enabled = false
 	automation(t, e, a)
-	eventually(t, "the window and its arrivals are dropped", func() error {
+	servicetest.Eventually(t, "the window and its arrivals are dropped", func() error {
 		state, err := e.Bus.State(t.Context(), topology.Arrivals)
 		if err != nil {
 			return err

@@ -1,0 +1,159 @@
+// Package importer answers "bring them in": it works off tasks, one object each, and follows jobs to their end.
+//
+// A task goes through these steps, each safe to repeat because every effect is asked for before and recorded after:
+//
+//	ask the ledger ─▶ read, sniff, probe ─▶ store in the library ─▶ commit in groups: ledger, file state, event ─▶ ack
+//
+// The commit point is the creation of the medium's ledger entry. Whatever a crash leaves behind before it (bytes in the
+// library under a name that is a function of the object version) is overwritten by the next attempt.
+//
+// One importer at a time is also the tracker, which folds file states into the progress of jobs and ends them.
+package importer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"millrace/shared/bucket"
+	"millrace/shared/bus"
+	"millrace/shared/media"
+	"millrace/shared/service"
+	"millrace/shared/store"
+	"millrace/shared/topology"
+)
+
+// Config of an importer.
+type Config struct {
+	// Workers is how many objects are worked on at a time in the live lane. Default 16.
+	Workers int
+	// BulkWorkers is the same for the bulk lane, so that a backfill never starves what somebody waits for. Default 8.
+	BulkWorkers int
+	// MaxAttempts is how often a task is tried whose failure may pass. Default 6.
+	MaxAttempts int
+	// StallTimeout is how long a transfer may stand still. Default 60 s.
+	StallTimeout time.Duration
+	// MaxSize is the largest object imported, in bytes; larger ones are skipped. 0: no limit.
+	MaxSize int64
+}
+
+func (c *Config) setDefaults() {
+	if c.Workers == 0 {
+		c.Workers = 16
+	}
+	if c.BulkWorkers == 0 {
+		c.BulkWorkers = 8
+	}
+	if c.MaxAttempts == 0 {
+		c.MaxAttempts = 6
+	}
+	if c.StallTimeout == 0 {
+		c.StallTimeout = 60 * time.Second
+	}
+}
+
+// Validate reports everything that is wrong.
+func (c Config) Validate() error {
+	var errs []error
+	for name, n := range map[string]int{"workers": c.Workers, "bulk workers": c.BulkWorkers, "max attempts": c.MaxAttempts} {
+		if n < 1 {
+			errs = append(errs, fmt.Errorf("%s %d: must be at least 1", name, n))
+		}
+	}
+	if c.StallTimeout < time.Second {
+		errs = append(errs, fmt.Errorf("stall timeout %s: must be at least 1s", c.StallTimeout))
+	}
+	if c.MaxSize < 0 {
+		errs = append(errs, fmt.Errorf("max size %d: must not be negative", c.MaxSize))
+	}
+	return errors.Join(errs...)
+}
+
+// Sources opens the buckets of connectors.
+type Sources interface {
+	// Source returns an open bucket, shared and kept open by the callee, and the connector's record.
+	Source(ctx context.Context, connector string) (bucket.Source, store.Connector, error)
+}
+
+// Importer is a running importer.
+type Importer struct {
+	cfg     Config
+	env     service.Env
+	metrics metrics
+	sources Sources
+	library bucket.Library // nil: media are registered by reference
+	prober  *media.Prober
+
+	ledger   *store.Ledger
+	jobs     *jobs
+	circuits *circuits
+	commits  chan *outcome
+	tracker  *tracker
+}
+
+// New returns an importer that has opened nothing yet. A nil library registers media by reference only.
+func New(cfg Config, env service.Env, sources Sources, library bucket.Library, prober *media.Prober) (*Importer, error) {
+	cfg.setDefaults()
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("importer: %w", err)
+	}
+	env.Log = env.Log.With("component", "importer")
+	m := newMetrics(env.Metrics)
+	return &Importer{
+		cfg: cfg, env: env, metrics: m, sources: sources, library: library, prober: prober,
+		ledger:   store.NewLedger(env.Bus),
+		jobs:     newJobs(),
+		circuits: newCircuits(),
+		commits:  make(chan *outcome),
+		tracker:  newTracker(env, m),
+	}, nil
+}
+
+// committers is how many groups are committed at a time: while one waits for the disk the next can gather.
+const committers = 2
+
+// Run works until ctx ends and what was in hand is settled. It fails when the topology is missing.
+func (im *Importer) Run(ctx context.Context) error {
+	var err error
+	if im.jobs.reg, err = store.Open[store.Job](ctx, im.env.Bus, topology.JobRecords); err != nil {
+		return err
+	}
+	leases, err := store.OpenLeases(ctx, im.env.Bus, im.env.Instance)
+	if err != nil {
+		return err
+	}
+	if err := im.tracker.open(ctx); err != nil {
+		return err
+	}
+
+	// Committers outlive the workers, which wait for them.
+	var commits errgroup.Group
+	for range committers {
+		commits.Go(func() error { im.commitLoop(context.WithoutCancel(ctx)); return nil })
+	}
+	defer func() {
+		close(im.commits)
+		_ = commits.Wait()
+	}()
+
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return im.jobs.follow(ctx) })
+	g.Go(func() error { return leases.Hold(ctx, "job-tracker", im.tracker.run) })
+	for _, lane := range []struct {
+		consumer string
+		workers  int
+	}{{topology.ImporterLive, im.cfg.Workers}, {topology.ImporterBulk, im.cfg.BulkWorkers}} {
+		g.Go(func() error {
+			return im.env.Bus.Work(ctx, lane.consumer, bus.Options{Workers: lane.workers}, im.handle)
+		})
+	}
+	return g.Wait()
+}
+
+// Ready returns nil while the importer holds its consumers.
+func (im *Importer) Ready() error {
+	return im.env.Bus.Consuming(topology.ImporterLive, topology.ImporterBulk)
+}

@@ -1,0 +1,234 @@
+package importer
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
+
+	"millrace/shared/event"
+	"millrace/shared/service"
+	"millrace/shared/store"
+	"millrace/shared/topology"
+)
+
+// tracker follows jobs to their end. It reads the file entries of all unfinished jobs in stream order, keeps their sums
+// in memory, and writes progress into job records. It holds no truth: a new tracker reads the same entries again.
+//
+// One tracker at a time holds the lease. Two would do the same work twice and no harm.
+type tracker struct {
+	env     service.Env
+	metrics metrics
+	reg     *store.Register[store.Job]
+	docs    *store.Documents
+
+	mu    sync.Mutex
+	jobs  map[string]*tracked
+	dirty map[string]struct{} // jobs to look at
+}
+
+// tracked is one job in the tracker's eyes.
+type tracked struct {
+	rec     *store.Job // nil: not seen yet
+	fold    *fold
+	asOf    uint64 // sequence of the last entry folded
+	shown   time.Time
+	busy    bool      // a step is under way
+	notTill time.Time // a step failed or has to wait
+}
+
+func newTracker(env service.Env, m metrics) *tracker {
+	return &tracker{env: env, metrics: m}
+}
+
+func (t *tracker) open(ctx context.Context) (err error) {
+	if t.reg, err = store.Open[store.Job](ctx, t.env.Bus, topology.JobRecords); err != nil {
+		return err
+	}
+	t.docs, err = store.OpenDocuments(ctx, t.env.Bus)
+	return err
+}
+
+const (
+	// trackEvery is how often the tracker looks at jobs that changed; showJobEvery bounds how often progress is written.
+	trackEvery   = 20 * time.Millisecond
+	showJobEvery = 500 * time.Millisecond
+	// stepRetry is the pause after a step that failed or has to wait for others.
+	stepRetry = time.Second
+	// steps is how many jobs are ended at a time.
+	steps = 32
+)
+
+// run tracks until ctx ends. It begins from nothing.
+func (t *tracker) run(ctx context.Context) error {
+	t.jobs, t.dirty = make(map[string]*tracked), make(map[string]struct{})
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return t.reg.Watch(ctx, func() {}, t.seeJob) })
+	g.Go(func() error { return t.readFiles(ctx) })
+	g.Go(func() error {
+		var work errgroup.Group
+		work.SetLimit(steps)
+		tick := time.NewTicker(trackEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				t.look(ctx, &work)
+			case <-ctx.Done():
+				return work.Wait()
+			}
+		}
+	})
+	return g.Wait()
+}
+
+func (t *tracker) job(id string) *tracked {
+	j := t.jobs[id]
+	if j == nil {
+		j = &tracked{fold: newFold()}
+		t.jobs[id] = j
+	}
+	return j
+}
+
+func (t *tracker) seeJob(c store.Change[store.Job]) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if c.Value == nil {
+		delete(t.jobs, c.Key)
+		return
+	}
+	if c.Value.Settled && t.jobs[c.Key] == nil {
+		return // long over
+	}
+	t.job(c.Key).rec = c.Value
+	t.dirty[c.Key] = struct{}{}
+}
+
+// readFiles folds the entries of all jobs, from the first: the stream holds those of unfinished jobs only.
+func (t *tracker) readFiles(ctx context.Context) error {
+	b := t.env.Bus
+	cons, err := b.JetStream().OrderedConsumer(ctx, b.Stream(topology.Files), jetstream.OrderedConsumerConfig{
+		DeliverPolicy: jetstream.DeliverAllPolicy,
+	})
+	if err != nil {
+		return fmt.Errorf("read file entries: %w", err)
+	}
+	cc, err := cons.Consume(t.seeFile, jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
+		if ctx.Err() == nil {
+			t.env.Log.Warn("reading file entries", "error", err)
+		}
+	}))
+	if err != nil {
+		return fmt.Errorf("read file entries: %w", err)
+	}
+	defer cc.Stop()
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-cc.Closed():
+		return fmt.Errorf("read file entries: the consumer ended")
+	}
+}
+
+func (t *tracker) seeFile(m jetstream.Msg) {
+	var f event.File
+	md, err := m.Metadata()
+	if err == nil {
+		err = json.Unmarshal(m.Data(), &f)
+	}
+	if err != nil {
+		t.env.Log.Error("file entry is not readable", "subject", m.Subject(), "error", err)
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	j := t.job(f.Job)
+	j.fold.add(event.ObjectHash(f.Connector, f.Path), f)
+	j.asOf = md.Sequence.Stream
+	t.dirty[f.Job] = struct{}{}
+}
+
+// look starts the next step of each job that has one.
+func (t *tracker) look(ctx context.Context, work *errgroup.Group) {
+	now := time.Now()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for id := range t.dirty {
+		j := t.job(id)
+		if j.busy || now.Before(j.notTill) {
+			continue
+		}
+		s := next(j.rec, j.fold)
+		switch {
+		case s == nothing:
+			delete(t.dirty, id)
+			if j.rec != nil && j.rec.Settled {
+				delete(t.jobs, id)
+			}
+			continue
+		case s == show && now.Sub(j.shown) < showJobEvery:
+			continue
+		}
+		rec, progress, asOf := *j.rec, j.fold.progress(j.rec.Progress.Total), j.asOf
+		started := work.TryGo(func() error {
+			err := t.do(ctx, s, rec, progress, asOf)
+			t.done(ctx, id, s, err)
+			return nil
+		})
+		if !started {
+			return // all hands are busy; the next look goes on
+		}
+		j.busy = true
+		delete(t.dirty, id)
+	}
+}
+
+func (t *tracker) done(ctx context.Context, id string, s step, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	j := t.job(id)
+	j.busy, j.shown = false, time.Now()
+	if err == nil {
+		return
+	}
+	j.notTill = time.Now().Add(stepRetry)
+	t.dirty[id] = struct{}{}
+	if ctx.Err() == nil {
+		t.env.Log.Warn("following a job, will be tried again", "job_id", id, "step", s, "error", err)
+	}
+}
+
+// do carries out one step. It may have been done before, by a tracker that crashed.
+func (t *tracker) do(ctx context.Context, s step, rec store.Job, p store.Progress, asOf uint64) error {
+	switch s {
+	case show:
+		return t.show(ctx, rec.ID, p, asOf)
+	case end:
+		return t.end(ctx, rec, p, asOf)
+	case clearQueue:
+		return t.clear(ctx, rec)
+	case settleEnded:
+		return t.settle(ctx, rec)
+	case sweepUp:
+		return t.purge(ctx, rec)
+	}
+	return nil
+}
+
+// show writes progress into a job that has not ended.
+func (t *tracker) show(ctx context.Context, id string, p store.Progress, asOf uint64) error {
+	_, _, err := t.reg.Modify(ctx, id, func(j *store.Job) error {
+		if j.Status.Terminal() || j.AsOf >= asOf {
+			return store.ErrUnchanged
+		}
+		p.Total = j.Progress.Total
+		j.Progress, j.AsOf = p, asOf
+		return nil
+	})
+	return err
+}
