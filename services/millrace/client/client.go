@@ -1,0 +1,188 @@
+// Package client speaks to a Millrace server over HTTP.
+package client
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// Client speaks to a server's API.
+type Client struct {
+	base string
+	key  string
+	http *http.Client
+}
+
+// New returns a client of the server at base (http://HOST:PORT).
+func New(base, key string) *Client {
+	return &Client{base: strings.TrimSuffix(base, "/") + "/api/v2", key: key, http: &http.Client{Timeout: time.Minute}}
+}
+
+// Problem is an error that the server answered.
+type Problem struct {
+	Status  int
+	Code    string `json:"code"`
+	Message string `json:"message"`
+	Details struct {
+		Fields []struct{ Field, Message string } `json:"fields"`
+	} `json:"details"`
+}
+
+func (p *Problem) Error() string {
+	var b strings.Builder
+	b.WriteString(p.Message)
+	for _, f := range p.Details.Fields {
+		if !strings.Contains(p.Message, f.Message) {
+			fmt.Fprintf(&b, "; %s: %s", f.Field, f.Message)
+		}
+	}
+	return b.String()
+}
+
+// Get reads path into out.
+func (c *Client) Get(ctx context.Context, path string, out any) error {
+	return c.Do(ctx, http.MethodGet, path, nil, out)
+}
+
+// Do sends in as JSON, when not nil, and reads the answer into out, when not nil. It fails with *Problem when the server
+// refuses.
+func (c *Client) Do(ctx context.Context, method, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		data, err := json.Marshal(in)
+		if err != nil {
+			return fmt.Errorf("encode request: %w", err)
+		}
+		body = bytes.NewReader(data)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("X-API-Key", c.key)
+	if in != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	res, err := c.http.Do(req)
+	if err != nil {
+		var u *url.Error
+		if errors.As(err, &u) && ctx.Err() == nil {
+			return fmt.Errorf("no answer from %s: %w: is `millrace up` running there? (--url)", c.base, u.Err)
+		}
+		return err
+	}
+	defer func() { _ = res.Body.Close() }()
+	data, err := io.ReadAll(res.Body)
+	if err != nil {
+		return fmt.Errorf("read answer: %w", err)
+	}
+	if res.StatusCode >= 300 {
+		p := &Problem{Status: res.StatusCode}
+		if json.Unmarshal(data, &struct{ Error *Problem }{p}) != nil || p.Message == "" {
+			p.Message = fmt.Sprintf("%s %s: %s", method, path, res.Status)
+		}
+		return p
+	}
+	if out == nil || len(data) == 0 {
+		return nil
+	}
+	if err := json.Unmarshal(data, out); err != nil {
+		return fmt.Errorf("decode answer of %s %s: %w", method, path, err)
+	}
+	return nil
+}
+
+// The parts of the API's objects that the client shows.
+type (
+	// Job is an import job.
+	Job struct {
+		ID        string     `json:"job_id"`
+		Index     string     `json:"target_index_id"`
+		Connector string     `json:"connector_id"`
+		Status    string     `json:"status"`
+		Error     *string    `json:"error_message"`
+		Created   time.Time  `json:"created_at"`
+		Ended     *time.Time `json:"completed_at"`
+		Progress  struct {
+			Total    int     `json:"total_files"`
+			Imported int     `json:"imported"`
+			Failed   int     `json:"failed"`
+			Skipped  int     `json:"skipped"`
+			Bytes    int64   `json:"bytes_transferred"`
+			Current  *string `json:"current_file"`
+		} `json:"progress"`
+		Videos  []string            `json:"video_ids"`
+		Failed  []map[string]string `json:"failed_files"`
+		Skipped []map[string]string `json:"skipped_files"`
+	}
+	// Video is a medium.
+	Video struct {
+		ID       string   `json:"video_id"`
+		Title    string   `json:"title"`
+		URI      string   `json:"video_uri"`
+		Type     string   `json:"media_type"`
+		Duration *float64 `json:"duration_seconds"`
+	}
+	// Run is a prompt run.
+	Run struct {
+		ID      string `json:"run_id"`
+		Prompt  string `json:"prompt_name"`
+		Status  string `json:"status"`
+		Context struct {
+			Index  string   `json:"index_id"`
+			Videos []string `json:"video_ids"`
+		} `json:"run_context"`
+		Error *string `json:"error_message"`
+	}
+	// Automation is an import automation.
+	Automation struct {
+		ID           string     `json:"automation_id"`
+		Paused       bool       `json:"paused"`
+		PendingSince *time.Time `json:"pending_since"`
+		NextFireAt   *time.Time `json:"next_fire_at"`
+		LastJob      *string    `json:"last_job_id"`
+		LastRun      *string    `json:"last_run_id"`
+		LastError    *string    `json:"last_error"`
+	}
+)
+
+// Done reports whether the job has ended.
+func (j Job) Done() bool {
+	return j.Status == "completed" || j.Status == "failed" || j.Status == "cancelled"
+}
+
+// Done reports whether the run has ended.
+func (r Run) Done() bool { return r.Status != "pending" && r.Status != "processing" }
+
+// Page is one page of a list.
+type Page[T any] struct {
+	Data       []T `json:"data"`
+	Pagination struct {
+		HasMore bool    `json:"has_more"`
+		Next    *string `json:"next_cursor"`
+	} `json:"pagination"`
+}
+
+// Videos returns all media of an index, newest first.
+func (c *Client) Videos(ctx context.Context, index string) ([]Video, error) {
+	var all []Video
+	for cursor := ""; ; {
+		var p Page[Video]
+		if err := c.Get(ctx, "/indexes/"+index+"/videos?limit=100&cursor="+url.QueryEscape(cursor), &p); err != nil {
+			return nil, err
+		}
+		all = append(all, p.Data...)
+		if !p.Pagination.HasMore {
+			return all, nil
+		}
+		cursor = *p.Pagination.Next
+	}
+}
