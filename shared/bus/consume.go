@@ -126,8 +126,8 @@ func (c *consuming) settle(ctx context.Context, d *Delivery, err error) {
 		c.stir()
 	}()
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
-		// Shutting down says nothing about the message, not even on its last attempt: the next may have it at once.
-		c.logLost(d.msg, d.msg.Nak())
+		// Shutting down says nothing about the message, not even on its last attempt: the next may have it.
+		c.giveBack(d.msg)
 		return
 	}
 	v := Outcome(err, d.Delivered, c.opts.MaxAttempts)
@@ -143,6 +143,13 @@ func (c *consuming) settle(ctx context.Context, d *Delivery, err error) {
 	}
 	c.logLost(d.msg, err)
 }
+
+// giveBackDelay is how long a message that is given back stays away, so that it does not come to a pull of ours that is
+// just ending, and then has to wait for its lease to run out.
+const giveBackDelay = 500 * time.Millisecond
+
+// giveBack returns a message that this process will not handle any more.
+func (c *consuming) giveBack(msg jetstream.Msg) { c.logLost(msg, msg.NakWithDelay(giveBackDelay)) }
 
 // logLost notes a verdict that did not reach the broker. Nothing is lost by it.
 func (c *consuming) logLost(msg jetstream.Msg, err error) {
@@ -226,7 +233,7 @@ func (b *Bus) ConsumeBatch(ctx context.Context, consumer string, opts Options, h
 			case <-ctx.Done():
 			}
 		}
-		c.logLost(m, m.Nak()) // prefetched in vain: somebody else may have it at once
+		c.giveBack(m)
 	}, jetstream.PullMaxMessages(2*opts.Batch), jetstream.ConsumeErrHandler(c.logError))
 	if err != nil {
 		return fmt.Errorf("consume %s: %w", consumer, err)
@@ -273,7 +280,7 @@ func (c *consuming) handBack(cc jetstream.ConsumeContext, in <-chan jetstream.Ms
 	for {
 		select {
 		case m := <-in:
-			c.logLost(m, m.Nak())
+			c.giveBack(m)
 		default:
 			return
 		}
@@ -386,10 +393,16 @@ func (c *consuming) stir() {
 // fetchWait is how long one pull stays open: an idle consumer costs two messages per period.
 const fetchWait = 30 * time.Second
 
+// fetchGrace is how long a pull stays open once ctx ended: what is on its way when it is cut off has to wait for its lease
+// to run out, and a backlog is always on its way.
+const fetchGrace = 100 * time.Millisecond
+
 // fetch moves up to n messages to work, which has room for them.
 func (c *consuming) fetch(ctx context.Context, cons jetstream.Consumer, n int, work chan<- *Delivery) error {
-	ctx, cancel := context.WithTimeout(ctx, fetchWait)
+	stop := ctx
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), fetchWait)
 	defer cancel()
+	defer context.AfterFunc(stop, func() { time.AfterFunc(fetchGrace, cancel) })()
 	batch, err := cons.Fetch(n, jetstream.FetchContext(ctx))
 	if err != nil {
 		return err
@@ -397,7 +410,7 @@ func (c *consuming) fetch(ctx context.Context, cons jetstream.Consumer, n int, w
 	for m := range batch.Messages() {
 		work <- c.take(m)
 	}
-	if err := batch.Error(); err != nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, nats.ErrTimeout) {
+	if err := batch.Error(); err != nil && ctx.Err() == nil && !errors.Is(err, nats.ErrTimeout) {
 		return err
 	}
 	return nil

@@ -65,7 +65,7 @@ func (x *Index[T]) Lookup(path string) []T {
 			break
 		}
 		for _, i := range s.byPrefix[path[:n]] {
-			if i.matchPattern(path) {
+			if i.rest(path) {
 				found = append(found, i.value)
 			}
 		}

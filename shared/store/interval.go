@@ -16,8 +16,8 @@ func ParseInterval(s string) (time.Duration, error) {
 	var d time.Duration
 	var err error
 	if days, ok := strings.CutSuffix(s, "d"); ok {
-		var n int
-		n, err = strconv.Atoi(days)
+		var n uint64
+		n, err = strconv.ParseUint(days, 10, 16) // a hundred years and more, far from overflow
 		d = time.Duration(n) * 24 * time.Hour
 	} else {
 		d, err = time.ParseDuration(s)

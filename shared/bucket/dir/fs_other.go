@@ -1,0 +1,27 @@
+//go:build !linux
+
+package dir
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"time"
+)
+
+// Elsewhere than on Linux the driver is for development: files are synced one by one and folders are polled.
+
+func remoteName(*os.File) string { return "unknown" }
+
+func syncsWhole(*os.File) bool { return false }
+
+func syncWhole(*os.File) error { return errors.ErrUnsupported }
+
+func startWriteback(*os.File, int64, int64) {}
+
+func copyRange(_, _ *os.File, _ int64) (int64, error) { return 0, errors.ErrUnsupported }
+
+func notify(context.Context, *Source, time.Duration, func(), *slog.Logger, func(Change)) error {
+	return errNoWatches
+}

@@ -1,0 +1,230 @@
+package bucket
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"time"
+)
+
+// ReaderOptions is how patient a Reader is. The zero value is what an import wants.
+type ReaderOptions struct {
+	// Attempts is how often in a row the object is opened without a byte coming of it. Default 4.
+	Attempts int
+
+	// Stall is how long a Read may go without a byte, over all its attempts, before it fails with ErrStalled. The time
+	// between Reads does not count. Default 1 minute, negative: no limit.
+	Stall time.Duration
+
+	// Backoff is the pause before attempt n, the first being 1; what the storage asks for in RetryAfter counts if it is
+	// longer. Default: 200 ms doubling up to 10 s, with jitter.
+	Backoff func(n int) time.Duration
+
+	// OnProgress is called after each Read that brought bytes, with their number. It runs in the reading goroutine.
+	OnProgress func(n int64)
+}
+
+func (o ReaderOptions) withDefaults() ReaderOptions {
+	if o.Attempts <= 0 {
+		o.Attempts = 4
+	}
+	if o.Stall == 0 {
+		o.Stall = time.Minute
+	}
+	if o.Backoff == nil {
+		o.Backoff = func(n int) time.Duration {
+			d := min(200*time.Millisecond<<min(n-1, 10), 10*time.Second)
+			return d/2 + rand.N(d)/2
+		}
+	}
+	if o.OnProgress == nil {
+		o.OnProgress = func(int64) {}
+	}
+	return o
+}
+
+// Reader reads one version of an object from beginning to end, whatever happens to the connection: when it breaks, the
+// same version is opened again where reading stopped. It returns io.EOF only after exactly Object.Size bytes, and, if
+// the object has a checksum, only if they have it; ErrChecksum otherwise.
+//
+// It fails at once for what is permanent. For the rest it fails when attempts in a row bring nothing, or after the stall
+// time-out; such an error may pass, and a new Reader may be started later. A failed Reader stays failed.
+//
+// An Object without a version is read once and not resumed: what is live may be another version by then.
+//
+// A Reader is for one goroutine.
+type Reader struct {
+	src  Source
+	obj  Object
+	opts ReaderOptions
+
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	stall  *time.Timer // cancels ctx; runs during Read only
+
+	body               io.ReadCloser // nil: to be opened
+	start, offset, end int64
+	failures           int // in a row without a byte
+	pause              time.Duration
+	hash               *Hash // nil: not the whole object, or no checksum to hold it against
+	err                error // what every further Read returns
+}
+
+// NewReader returns a Reader of one version of an object. It opens nothing before the first Read. The context governs
+// all its reads; the caller closes it.
+func NewReader(ctx context.Context, src Source, obj Object, opts ReaderOptions) *Reader {
+	r := newRangeReader(ctx, src, obj, 0, obj.Size, opts)
+	if obj.CRC32C != "" {
+		r.hash = NewHash()
+	}
+	return r
+}
+
+// newRangeReader returns a Reader of a part of an object.
+func newRangeReader(ctx context.Context, src Source, obj Object, offset, end int64, opts ReaderOptions) *Reader {
+	r := &Reader{src: src, obj: obj, opts: opts.withDefaults(), start: offset, offset: offset, end: end}
+	r.ctx, r.cancel = context.WithCancelCause(ctx)
+	if r.opts.Stall > 0 {
+		r.stall = time.AfterFunc(r.opts.Stall, func() {
+			r.cancel(fmt.Errorf("%s without a byte: %w", r.opts.Stall, ErrStalled))
+		})
+		r.stall.Stop()
+	}
+	return r
+}
+
+// Read implements io.Reader.
+func (r *Reader) Read(p []byte) (int, error) {
+	if len(p) == 0 || r.err != nil {
+		return 0, r.err
+	}
+	if r.stall != nil {
+		r.stall.Reset(r.opts.Stall)
+		defer r.stall.Stop()
+	}
+	for {
+		n, err := r.read(p)
+		if n > 0 {
+			r.offset += int64(n)
+			r.failures = 0
+			if r.hash != nil {
+				r.hash.Write(p[:n])
+			}
+			if err != nil {
+				r.broke(err) // the next Read deals with it
+			}
+			r.opts.OnProgress(int64(n))
+			return n, nil
+		}
+		if err == nil {
+			continue
+		}
+		if r.err = r.judge(err); r.err != nil {
+			r.drop()
+			return 0, r.err
+		}
+	}
+}
+
+// read makes one attempt.
+func (r *Reader) read(p []byte) (int, error) {
+	if r.pause > 0 {
+		pause := time.NewTimer(r.pause)
+		defer pause.Stop()
+		select {
+		case <-pause.C:
+			r.pause = 0
+		case <-r.ctx.Done():
+			return 0, r.ctx.Err()
+		}
+	}
+	if r.body == nil {
+		body, err := r.src.Open(r.ctx, r.obj.Path, r.obj.Version, r.offset, r.want())
+		if err != nil {
+			return 0, err
+		}
+		r.body = body
+	}
+	if left := r.end - r.offset; left > 0 {
+		p = p[:min(int64(len(p)), left)]
+	} else {
+		p = p[:1] // nothing should come but the end, and drivers check the version there
+	}
+	n, err := r.body.Read(p)
+	if n > 0 && r.offset+int64(n) > r.end {
+		return 0, fmt.Errorf("more than %d bytes: %w", r.end, ErrChanged)
+	}
+	return n, err
+}
+
+// want is the length to open: all of a whole object, because drivers can check more that way.
+func (r *Reader) want() int64 {
+	if r.end == r.obj.Size {
+		return -1
+	}
+	return r.end - r.offset
+}
+
+// judge returns the error that err means for the Reader, or nil if it is worth another attempt.
+func (r *Reader) judge(err error) error {
+	if err == io.EOF && r.offset == r.end {
+		if r.hash == nil {
+			return io.EOF
+		}
+		if err := r.hash.Check(r.obj.Want()); err != nil {
+			return fmt.Errorf("read %q: %w", r.obj.Path, err)
+		}
+		return io.EOF
+	}
+	if ended := r.ctx.Err(); ended != nil {
+		if cause := context.Cause(r.ctx); errors.Is(cause, ErrStalled) {
+			ended = cause
+		}
+		return fmt.Errorf("read %q at %d of %d: %w", r.obj.Path, r.offset, r.obj.Size, ended)
+	}
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	unpinned := r.obj.Version == "" && r.offset > r.start
+	if Permanent(err) || unpinned || r.failures+1 >= r.opts.Attempts {
+		return fmt.Errorf("read %q at %d of %d: %w", r.obj.Path, r.offset, r.obj.Size, err)
+	}
+	r.broke(err)
+	return nil
+}
+
+// broke gives up the connection and says when to make the next.
+func (r *Reader) broke(err error) {
+	if err == io.EOF && r.offset == r.end {
+		return // bytes and the end in one Read: the next Read meets the end again
+	}
+	r.drop()
+	r.failures++
+	r.pause = max(r.opts.Backoff(r.failures), RetryAfter(err))
+}
+
+func (r *Reader) drop() {
+	if r.body != nil {
+		r.body.Close()
+		r.body = nil
+	}
+}
+
+// Offset returns how many bytes were read.
+func (r *Reader) Offset() int64 { return r.offset }
+
+// Close lets go of the connection. It may be called twice.
+func (r *Reader) Close() error {
+	r.err = cmp.Or(r.err, errClosed)
+	if r.stall != nil {
+		r.stall.Stop()
+	}
+	r.drop()
+	r.cancel(context.Canceled)
+	return nil
+}
+
+var errClosed = errors.New("read of a closed reader")
