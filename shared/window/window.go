@@ -34,6 +34,8 @@ type Record struct {
 	Held       bool      `json:"held,omitempty"`
 	LastJob    string    `json:"last_job_id,omitempty"` // of the window that closed last
 	LastClosed time.Time `json:"last_closed_at,omitzero"`
+	// ClosedSeq: arrivals up to here belong to windows that have closed, and are their jobs' to purge.
+	ClosedSeq uint64 `json:"closed_seq,omitempty"`
 }
 
 // Open is a window that takes arrivals.
@@ -144,6 +146,7 @@ func StartClosing(r Record, request event.JobRequested, now time.Time) Record {
 	r.Closing = &Closing{Epoch: r.Open.Epoch, Request: request}
 	r.Open = nil
 	r.LastJob, r.LastClosed = request.Job, now.UTC()
+	r.ClosedSeq = max(r.ClosedSeq, request.LastSeq)
 	return r
 }
 

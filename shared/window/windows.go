@@ -199,9 +199,10 @@ func (w *Windows) rearmed(ctx context.Context, automation string, change func(Re
 	return nil
 }
 
-// Drop forgets the open window and the arrivals in it.
+// Drop forgets the open window and the arrivals in it. Those of a window that has closed are left to its job, which may
+// not have been planned yet.
 func (w *Windows) Drop(ctx context.Context, automation string) error {
-	_, _, err := w.reg.Modify(ctx, automation, func(r *Record) error {
+	r, _, err := w.reg.Modify(ctx, automation, func(r *Record) error {
 		r.Automation = automation
 		*r = Drop(*r)
 		return nil
@@ -209,5 +210,25 @@ func (w *Windows) Drop(ctx context.Context, automation string) error {
 	if err != nil {
 		return err
 	}
-	return w.bus.Purge(ctx, topology.Arrivals, w.bus.Subject("arrival", automation, "*"), 0)
+	filter := w.bus.Subject("arrival", automation, "*")
+	var mixed []bus.Stored // arrivals behind those of a job
+	planned := false
+	for m, err := range w.bus.Scan(ctx, topology.Arrivals, filter, 0) {
+		switch {
+		case err != nil:
+			return err
+		case m.Sequence <= r.ClosedSeq:
+			planned = true
+		case planned:
+			mixed = append(mixed, m)
+		default: // the first one is ours, and so are all that follow
+			return w.bus.Purge(ctx, topology.Arrivals, filter, 0)
+		}
+	}
+	for _, m := range mixed {
+		if err := w.bus.Purge(ctx, topology.Arrivals, m.Subject, m.Sequence); err != nil {
+			return err
+		}
+	}
+	return nil
 }

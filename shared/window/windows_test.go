@@ -430,3 +430,29 @@ func TestDrop(t *testing.T) {
 	}
 	must(t, h.Drop(ctx, "nobody"))
 }
+
+// I2: what a closed window is made of stays for its job, which may not have been planned yet.
+func TestDropLeavesClosedWindows(t *testing.T) {
+	t.Parallel()
+	h := open(t)
+	ctx := t.Context()
+	arrive := func(name string, at time.Time) {
+		seq, err := h.bus.Publish(ctx, bus.Message{Subject: h.bus.Subject("arrival", auto, name), Data: []byte("{}")})
+		must(t, err)
+		must(t, h.Merge(ctx, auto, []window.Arrival{{Seq: seq, Stored: at}}, hour))
+	}
+	arrive("a", time.Now().Add(-2*time.Hour))
+	if did := h.ring(t, h.record(t).Open.Epoch); did != window.Close {
+		t.Fatalf("did %d", did)
+	}
+	arrive("b", time.Now())
+	must(t, h.Drop(ctx, auto))
+	var left []string
+	for m, err := range h.bus.Scan(ctx, topology.Arrivals, h.bus.Subject("arrival", ">"), 0) {
+		must(t, err)
+		left = append(left, m.Subject)
+	}
+	if len(left) != 1 || left[0] != h.bus.Subject("arrival", auto, "a") {
+		t.Errorf("left: %v", left)
+	}
+}
