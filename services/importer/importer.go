@@ -107,7 +107,7 @@ func New(cfg Config, env service.Env, sources Sources, library bucket.Library, p
 		ledger:   store.NewLedger(env.Bus),
 		jobs:     newJobs(),
 		circuits: newCircuits(),
-		commits:  make(chan *outcome),
+		commits:  make(chan *outcome, groupSize), // gathers while a group is being committed
 		tracker:  newTracker(env, m),
 	}, nil
 }

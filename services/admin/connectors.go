@@ -1,0 +1,345 @@
+package admin
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"mime"
+	"net/http"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"millrace/shared/bucket"
+	"millrace/shared/event"
+	"millrace/shared/store"
+)
+
+// What a connector can be used for, and how it is doing.
+const (
+	scopeImport = "import"
+	scopeExport = "export"
+
+	connectorActive   = "active"
+	connectorFailed   = "failed"
+	connectorDisabled = "disabled"
+
+	testSucceeded = "success"
+	testFailed    = "failed"
+)
+
+// connector is a store.Connector as clients see it: every member always there, and no secret.
+type connector struct {
+	ID             string   `json:"connector_id"`
+	Name           string   `json:"name"`
+	Provider       string   `json:"provider" enum:"dir,gcs,s3,azure"`
+	Status         string   `json:"status" enum:"active,testing,failed,disabled"`
+	Scopes         []string `json:"scopes" nullable:"false"`
+	ImportMode     string   `json:"import_mode" enum:"all,new_only"`
+	ExportBasePath *string  `json:"export_base_path"`
+	Path           *string  `json:"path" doc:"dir: the folder"`
+	Bucket         *string  `json:"bucket"`
+	Region         *string  `json:"region"`
+	Project        *string  `json:"gcp_project_id"`
+	EndpointURL    *string  `json:"endpoint_url" doc:"gcs: a server other than Google's"`
+	Subscription   *string  `json:"subscription" doc:"gcs: the Pub/Sub subscription that notifications are pulled from"`
+	StorageAccount *string  `json:"storage_account"`
+	Container      *string  `json:"container"`
+	CreatedAt      *string  `json:"created_at" format:"date-time"`
+	UpdatedAt      *string  `json:"updated_at" format:"date-time"`
+	LastTestedAt   *string  `json:"last_tested_at" format:"date-time"`
+	LastTestResult *string  `json:"last_test_result" doc:"success or failed"`
+	LastTestError  *string  `json:"last_test_error"`
+}
+
+func viewConnector(c store.Connector) connector {
+	return connector{
+		ID: c.ID, Name: c.Name, Provider: c.Provider, Status: c.Status,
+		Scopes: append(make([]string, 0, len(c.Scopes)), c.Scopes...), ImportMode: string(c.ImportMode),
+		ExportBasePath: orNull(c.ExportBasePath), Path: orNull(c.Path), Bucket: orNull(c.Bucket),
+		Project: orNull(c.Project), EndpointURL: orNull(c.EndpointURL), Subscription: orNull(c.Subscription),
+		CreatedAt: stampOrNull(c.CreatedAt), UpdatedAt: stampOrNull(c.UpdatedAt),
+		LastTestedAt: stampOrNull(c.LastTestedAt), LastTestResult: orNull(c.LastTestResult), LastTestError: orNull(c.LastTestError),
+	}
+}
+
+type connectorPath struct {
+	ID string `path:"connector_id"`
+}
+
+type newDirConnector struct {
+	Body struct {
+		Name           string   `json:"name" minLength:"1" maxLength:"100"`
+		Path           string   `json:"path" minLength:"1" maxLength:"4096" doc:"a folder inside one of the --allow-dir roots"`
+		Scopes         []string `json:"scopes,omitempty" enum:"import,export" nullable:"true" doc:"default [\"import\"]"`
+		ImportMode     string   `json:"import_mode,omitempty" enum:"all,new_only" default:"all"`
+		ExportBasePath string   `json:"export_base_path,omitempty" maxLength:"1024"`
+	}
+}
+
+type connectorTest struct {
+	Success      bool    `json:"success"`
+	ErrorMessage *string `json:"error_message" doc:"what failed, and what to do about it"`
+}
+
+type browseConnector struct {
+	ID   string `path:"connector_id"`
+	Body struct {
+		Prefix    string `json:"prefix,omitempty" doc:"what keys must begin with; not a folder, may be a whole key"`
+		Pattern   string `json:"pattern,omitempty" doc:"a glob: * ? [a-z] ** {a,b}; without / it is matched against the base name. Default *"`
+		Recursive *bool  `json:"recursive,omitempty" default:"true" nullable:"true" doc:"false: nothing below the next / after the prefix"`
+		Limit     int    `json:"limit,omitempty" minimum:"1" maximum:"1000" default:"1000"`
+	}
+}
+
+type cloudFile struct {
+	Path         string  `json:"path" doc:"the full key"`
+	Name         string  `json:"name" doc:"the last segment of the key"`
+	SizeBytes    int64   `json:"size_bytes"`
+	LastModified string  `json:"last_modified" format:"date-time"`
+	ContentType  *string `json:"content_type"`
+	Extension    string  `json:"extension" doc:"lower case, without a dot; empty if there is none"`
+}
+
+func (a *Admin) connectorRoutes() {
+	const tag = "Connectors"
+	register(a, route{
+		method: "POST", path: "/connectors/dir", scope: write, status: http.StatusCreated, tag: tag,
+		summary: "Connect a folder", about: "The folder must lie inside one of the roots given to the server with --allow-dir.",
+	}, a.createDir)
+	register(a, gcsRoute(tag), a.createGCS)
+	register(a, route{method: "GET", path: "/connectors", scope: read, tag: tag, summary: "List connectors", about: "In order of creation."}, a.listConnectors)
+	register(a, route{method: "GET", path: "/connectors/{connector_id}", scope: read, tag: tag, summary: "Get a connector"}, a.getConnector)
+	register(a, route{
+		method: "POST", path: "/connectors/{connector_id}/test", scope: write, tag: tag, timeout: testTimeout + requestTimeout,
+		summary: "Test a connector", about: "Lists the storage. 200 whether that works or not; the outcome is also stored with the connector.",
+	}, a.testConnector)
+	register(a, route{
+		method: "POST", path: "/connectors/{connector_id}/browse", scope: read, tag: tag, timeout: browseTimeout,
+		summary: "List objects of a connector", about: "With the matching that import jobs and automations use.",
+	}, a.browse)
+}
+
+func (a *Admin) createDir(ctx context.Context, in *newDirConnector) (*body[connector], error) {
+	clean, err := a.deps.Sources.CheckDir(in.Body.Path)
+	if err != nil {
+		return nil, invalid("path", "%s", err)
+	}
+	return a.createConnector(ctx, store.Connector{
+		ID: event.NewID("conn"), Name: in.Body.Name, Provider: "dir", Path: clean,
+		Scopes: scopesOr(in.Body.Scopes), ImportMode: event.ImportMode(in.Body.ImportMode), ExportBasePath: in.Body.ExportBasePath,
+	})
+}
+
+// createConnector stores a new connector, untested: whether it works is for a test to say, so that a storage that is
+// away for a minute does not stand in the way of configuring it.
+func (a *Admin) createConnector(ctx context.Context, c store.Connector) (*body[connector], error) {
+	c.Status = connectorActive
+	c.CreatedAt = time.Now().UTC()
+	c.UpdatedAt = c.CreatedAt
+	if err := a.connectors.Put(ctx, c.ID, c); err != nil {
+		return nil, err
+	}
+	return &body[connector]{viewConnector(c)}, nil
+}
+
+func scopesOr(given []string) []string {
+	if len(given) == 0 {
+		return []string{scopeImport}
+	}
+	given = slices.Clone(given)
+	slices.Sort(given)
+	return slices.Compact(given)
+}
+
+func (a *Admin) listConnectors(ctx context.Context, _ *none) (*body[[]connector], error) {
+	found, err := all(ctx, a.connectors)
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(found, func(x, y store.Connector) int {
+		return cmp.Or(x.CreatedAt.Compare(y.CreatedAt), cmp.Compare(x.ID, y.ID))
+	})
+	list := make([]connector, 0, len(found))
+	for _, c := range found {
+		list = append(list, viewConnector(c))
+	}
+	return &body[[]connector]{list}, nil
+}
+
+func (a *Admin) getConnector(ctx context.Context, in *connectorPath) (*body[connector], error) {
+	c, err := lookUp(ctx, a.connectors, "connector", in.ID)
+	if err != nil {
+		return nil, err
+	}
+	return &body[connector]{viewConnector(c)}, nil
+}
+
+// importable returns a connector that jobs may import from, or says why not.
+func (a *Admin) importable(ctx context.Context, id string) (store.Connector, error) {
+	c, err := lookUp(ctx, a.connectors, "connector", id)
+	switch {
+	case err != nil:
+		return c, err
+	case c.Status == connectorDisabled:
+		return c, disabled(id)
+	case !c.HasScope(scopeImport):
+		return c, newProblem(http.StatusConflict, "connector_scope_missing", "The connector %s lacks the scope import.", id).
+			with("connector_id", id).with("required_scope", scopeImport)
+	}
+	return c, nil
+}
+
+func disabled(id string) error {
+	return newProblem(http.StatusConflict, "connector_disabled", "The connector %s is disabled.", id).with("connector_id", id)
+}
+
+// testTimeout bounds a connector test. It is shorter than what clients wait, so that they hear what was wrong.
+const testTimeout = 20 * time.Second
+
+func (a *Admin) testConnector(ctx context.Context, in *connectorPath) (*body[connectorTest], error) {
+	c, err := lookUp(ctx, a.connectors, "connector", in.ID)
+	if err != nil {
+		return nil, err
+	}
+	failure := a.try(ctx, c)
+	now := time.Now().UTC()
+	_, _, err = a.connectors.Modify(ctx, c.ID, func(c *store.Connector) error {
+		if c.ID == "" {
+			return notFound("connector", in.ID) // deleted meanwhile
+		}
+		c.LastTestedAt, c.LastTestResult, c.LastTestError = now, testSucceeded, failure
+		status := connectorActive
+		if failure != "" {
+			c.LastTestResult, status = testFailed, connectorFailed
+		}
+		if c.Status != connectorDisabled {
+			c.Status = status
+		}
+		c.UpdatedAt = now
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &body[connectorTest]{connectorTest{Success: failure == "", ErrorMessage: orNull(failure)}}, nil
+}
+
+// try opens the storage afresh and lists up to one object; it returns what failed, "" for nothing.
+func (a *Admin) try(ctx context.Context, c store.Connector) string {
+	ctx, cancel := context.WithTimeout(ctx, testTimeout)
+	defer cancel()
+	src, err := a.deps.Sources.Open(ctx, c)
+	if err != nil {
+		return remedy(c, err)
+	}
+	defer func() { _ = src.Close() }()
+	for o, err := range src.List(ctx, bucket.ListOptions{Delimiter: true}) {
+		if err != nil && !elsewhere(o, err) {
+			return remedy(c, err)
+		}
+		break
+	}
+	return ""
+}
+
+// elsewhere reports whether an error of a listing is about one sub-folder alone; see bucket.Source.
+func elsewhere(o bucket.Object, err error) bool {
+	return errors.Is(err, bucket.ErrUnreadable) && strings.HasSuffix(o.Path, "/")
+}
+
+// remedy says what went wrong with a connector's storage and what to do about it.
+func remedy(c store.Connector, err error) string {
+	place := fmt.Sprintf("bucket %q", c.Bucket)
+	if c.Provider == "dir" {
+		place = fmt.Sprintf("folder %q", c.Path)
+	}
+	say := func(format string, args ...any) string {
+		return fmt.Sprintf(format, args...) + " (" + shortened(err.Error()) + ")"
+	}
+	switch bucket.ClassOf(err) {
+	case bucket.ClassNoBucket:
+		if c.Provider == "dir" {
+			return say("The %s does not exist: create it, or make a connector for another one.", place)
+		}
+		return say("The %s does not exist: create it, or make a connector with the right name.", place)
+	case bucket.ClassPermission:
+		if c.Provider == "dir" {
+			return say("The %s cannot be read by the user this server runs as: change its permissions.", place)
+		}
+		return say("The credentials do not allow listing the %s: give the service account the role roles/storage.objectViewer on it.", place)
+	case bucket.ClassCredentials:
+		return say("The credentials were refused: make a new key for the service account and a connector with it.")
+	case bucket.ClassTimeout, bucket.ClassStalled:
+		return say("The storage of the %s did not answer in time: check the network and the endpoint, then test again.", place)
+	case bucket.ClassUnavailable, bucket.ClassThrottled, bucket.ClassBroken:
+		return say("The storage of the %s cannot be reached now: check the network and the endpoint, then test again.", place)
+	}
+	return say("The %s cannot be listed.", place)
+}
+
+// maxCause bounds what is passed on of a provider's own words, in bytes.
+const maxCause = 400
+
+func shortened(s string) string {
+	s = strings.Join(strings.Fields(s), " ")
+	if len(s) <= maxCause {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxCause], "") + "…"
+}
+
+// browseTimeout bounds a listing that finds little in a lot. Clients wait 60 seconds.
+const browseTimeout = 50 * time.Second
+
+func (a *Admin) browse(ctx context.Context, in *browseConnector) (*body[[]cloudFile], error) {
+	c, err := lookUp(ctx, a.connectors, "connector", in.ID)
+	if err != nil {
+		return nil, err
+	}
+	if c.Status == connectorDisabled {
+		return nil, disabled(c.ID)
+	}
+	selects, err := compilePattern("pattern", in.Body.Prefix, in.Body.Pattern, value(in.Body.Recursive, true))
+	if err != nil {
+		return nil, err
+	}
+	src, _, err := a.deps.Sources.Source(ctx, c.ID)
+	if err != nil {
+		return nil, storageUnavailable(c, err)
+	}
+	files := make([]cloudFile, 0, 16)
+	for o, err := range src.List(ctx, bucket.ListOptions{Prefix: selects.Prefix(), Delimiter: !selects.Recursive()}) {
+		if err != nil {
+			if elsewhere(o, err) {
+				continue
+			}
+			return nil, storageUnavailable(c, err)
+		}
+		if !selects.Match(o.Path) {
+			continue
+		}
+		if files = append(files, viewFile(o)); len(files) == in.Body.Limit {
+			break
+		}
+	}
+	return &body[[]cloudFile]{files}, nil
+}
+
+func storageUnavailable(c store.Connector, err error) error {
+	if errors.Is(err, store.ErrNotFound) { // deleted meanwhile
+		return notFound("connector", c.ID)
+	}
+	return newProblem(http.StatusBadGateway, "connector_storage_unavailable", "%s", remedy(c, err)).with("connector_id", c.ID)
+}
+
+func viewFile(o bucket.Object) cloudFile {
+	f := cloudFile{
+		Path: o.Path, Name: path.Base(o.Path), SizeBytes: o.Size, LastModified: stamp(o.ModTime),
+		Extension: strings.ToLower(strings.TrimPrefix(path.Ext(o.Path), ".")),
+	}
+	f.ContentType = orNull(cmp.Or(o.ContentType, mime.TypeByExtension("."+f.Extension)))
+	return f
+}

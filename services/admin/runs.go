@@ -1,0 +1,311 @@
+package admin
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"millrace/shared/event"
+	"millrace/shared/store"
+	"millrace/shared/topology"
+)
+
+// promptRun is a store.Run as clients see it. Here an executor answers once per medium, so a medium counts as one
+// segment.
+type promptRun struct {
+	ID         string     `json:"run_id"`
+	Prompt     string     `json:"prompt_id"`
+	PromptName string     `json:"prompt_name"`
+	PromptType string     `json:"prompt_type"`
+	ExecutedAt string     `json:"executed_at" format:"date-time"`
+	ExecutedBy string     `json:"executed_by"`
+	Executor   *string    `json:"executor" doc:"what carries runs out by default"`
+	Status     string     `json:"status" enum:"pending,processing,completed,completed_with_failures,failed,cancelled"`
+	Context    runContext `json:"run_context"`
+	JobID      *string    `json:"job_id" doc:"the import job that the run followed"`
+
+	TotalVideos     int `json:"total_videos"`
+	CompletedVideos int `json:"completed_videos"`
+	FailedVideos    int `json:"failed_videos"`
+	PartialVideos   int `json:"partial_videos"`
+	CancelledVideos int `json:"cancelled_videos"`
+	TotalAudios     int `json:"total_audios"`
+	CompletedAudios int `json:"completed_audios"`
+	FailedAudios    int `json:"failed_audios"`
+	PartialAudios   int `json:"partial_audios"`
+	CancelledAudios int `json:"cancelled_audios"`
+	TotalImages     int `json:"total_images"`
+	CompletedImages int `json:"completed_images"`
+	FailedImages    int `json:"failed_images"`
+	PartialImages   int `json:"partial_images"`
+	CancelledImages int `json:"cancelled_images"`
+
+	TotalSegments            int   `json:"total_segments"`
+	CompletedSegments        int   `json:"completed_segments"`
+	FieldExtractionFailures  int   `json:"field_extraction_failures"`
+	TranscriptionFailures    int   `json:"transcription_failures"`
+	ImageEmbeddingFailures   int   `json:"image_embedding_failures"`
+	FieldExtractionSucceeded *bool `json:"field_extraction_succeeded"`
+	TranscriptionSucceeded   *bool `json:"transcription_succeeded"`
+	ImageEmbeddingSucceeded  *bool `json:"image_embedding_succeeded"`
+
+	VideoSegmentation    string  `json:"video_segmentation_type"`
+	AudioSegmentation    string  `json:"audio_segmentation_type"`
+	ImageSegmentation    string  `json:"image_segmentation_type"`
+	VideoSegmentDuration *int    `json:"video_segment_duration"`
+	AudioSegmentDuration *int    `json:"audio_segment_duration"`
+	CreatedNewSegments   bool    `json:"created_new_segments"`
+	ProcessingModel      *string `json:"processing_model"`
+	TotalVideoSeconds    float64 `json:"total_video_seconds"`
+	EnableTranscription  bool    `json:"enable_transcription"`
+	EnableImageEmbedding bool    `json:"enable_image_embedding"`
+
+	VideoLevelEnabled        bool `json:"video_level_enabled"`
+	VideoLevelTotalItems     int  `json:"video_level_total_items"`
+	VideoLevelCompletedItems int  `json:"video_level_completed_items"`
+	VideoLevelFailedItems    int  `json:"video_level_failed_items"`
+	VideoLevelPartialItems   int  `json:"video_level_partial_items"`
+
+	BillingEstimated float64 `json:"billing_estimated_mt"`
+	BillingActual    float64 `json:"billing_actual_mt"`
+	BillingStatus    *string `json:"billing_status"`
+	BillingError     *string `json:"billing_error"`
+
+	ErrorMessage *string   `json:"error_message"`
+	StartedAt    *string   `json:"started_at" format:"date-time"`
+	CompletedAt  *string   `json:"completed_at" format:"date-time"`
+	StopState    stopState `json:"stop_state"`
+	Marker       marker    `json:"marker"`
+}
+
+type runContext struct {
+	Type       string   `json:"type" enum:"videos"`
+	Index      *string  `json:"index_id"`
+	VideoIDs   []string `json:"video_ids,omitempty" nullable:"false" doc:"left out when there are many; then only media_count says how many"`
+	MediaCount int      `json:"media_count"`
+}
+
+type stopState struct {
+	RequestedAt *string `json:"requested_at" format:"date-time"`
+	RequestedBy *string `json:"requested_by"`
+	Mode        *string `json:"mode"`
+	ObservedAt  *string `json:"observed_at" format:"date-time"`
+	CompletedAt *string `json:"completed_at" format:"date-time"`
+}
+
+// marker is a person's note on something; none are made here.
+type marker struct {
+	ID        *string `json:"marker_id"`
+	Color     *string `json:"color"`
+	Note      *string `json:"note"`
+	UpdatedAt *string `json:"updated_at"`
+}
+
+// segmentResult is what an executor said about one medium.
+type segmentResult struct {
+	SegmentID     string          `json:"segment_id"`
+	ResultType    string          `json:"result_type" enum:"segment"`
+	Run           string          `json:"run_id"`
+	Prompt        string          `json:"prompt_id"`
+	Video         string          `json:"video_id"`
+	ExecutedAt    string          `json:"executed_at" format:"date-time"`
+	Metadata      json.RawMessage `json:"metadata" doc:"the result, an object"`
+	MetadataText  string          `json:"metadata_text" doc:"the same as text"`
+	Extracted     bool            `json:"field_extraction_succeeded" doc:"false: error_message says why there is no result"`
+	ErrorMessage  *string         `json:"error_message"`
+	ThumbnailSeen bool            `json:"thumbnail_available"`
+	GIFSeen       bool            `json:"gif_available"`
+}
+
+type runPath struct {
+	ID string `path:"run_id"`
+}
+
+type listRuns struct {
+	Limit int `query:"limit" minimum:"1" maximum:"200" default:"200"`
+}
+
+type runResults struct {
+	ID     string `path:"run_id"`
+	Video  string `query:"video_id" required:"true"`
+	Limit  int    `query:"limit" minimum:"1" maximum:"100" default:"50"`
+	Cursor string `query:"cursor" maxLength:"512" doc:"pagination.next_cursor of the page before"`
+}
+
+// How many media a run_context lists: in the run itself, and in lists of runs.
+const (
+	maxRunMedia       = 1000
+	maxListedRunMedia = 100
+)
+
+func (a *Admin) runRoutes() {
+	const tag = "Prompt runs"
+	register(a, route{
+		method: "GET", path: "/prompt-runs", scope: read, tag: tag, summary: "List prompt runs",
+		about: fmt.Sprintf("Newest first. run_context lists up to %d media here; get the run for more.", maxListedRunMedia),
+	}, a.listRuns)
+	register(a, route{
+		method: "GET", path: "/prompt-runs/{run_id}", scope: read, tag: tag, summary: "Get a prompt run",
+		about: fmt.Sprintf("run_context lists up to %d media; beyond that it has only media_count.", maxRunMedia),
+	}, a.getRun)
+	register(a, route{
+		method: "GET", path: "/prompt-runs/{run_id}/results", scope: read, tag: tag, summary: "Get the results of one medium",
+		about: "Complete once the run has ended.",
+	}, a.runResults)
+}
+
+func (a *Admin) listRuns(ctx context.Context, in *listRuns) (*body[[]promptRun], error) {
+	newest := newestOf[store.Run]{limit: in.Limit, created: func(r store.Run) (time.Time, string) { return r.CreatedAt, r.ID }}
+	for r, err := range a.runs.All(ctx) {
+		if err != nil {
+			return nil, err
+		}
+		newest.add(r)
+	}
+	runs := newest.sorted()
+	views := make([]promptRun, len(runs))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(parallelReads)
+	for i, r := range runs {
+		g.Go(func() (err error) {
+			views[i], err = a.viewRun(gctx, r, maxListedRunMedia)
+			return err
+		})
+	}
+	return &body[[]promptRun]{views}, g.Wait()
+}
+
+func (a *Admin) getRun(ctx context.Context, in *runPath) (*body[promptRun], error) {
+	r, err := lookUp(ctx, a.runs, "prompt_run", in.ID)
+	if err != nil {
+		return nil, err
+	}
+	v, err := a.viewRun(ctx, r, maxRunMedia)
+	return &body[promptRun]{v}, err
+}
+
+func (a *Admin) viewRun(ctx context.Context, r store.Run, maxMedia int) (promptRun, error) {
+	p := defaultPreset()
+	if len(r.Preset) > 0 {
+		if err := json.Unmarshal(r.Preset, &p); err != nil {
+			return promptRun{}, fmt.Errorf("decode the preset of %s: %w", r.ID, err)
+		}
+	}
+	media, err := a.mediaOf(ctx, r, maxMedia)
+	if err != nil {
+		return promptRun{}, err
+	}
+	video, audio, image := r.Tallies["video"], r.Tallies["audio"], r.Tallies["image"]
+	v := promptRun{
+		ID: r.ID, Prompt: r.Prompt, PromptName: r.PromptName, PromptType: "custom",
+		ExecutedAt: stamp(r.CreatedAt), ExecutedBy: owner, Executor: orNull(a.cfg.Executor), Status: string(r.Status),
+		Context:     runContext{Type: "videos", Index: orNull(r.Index), VideoIDs: media, MediaCount: r.Count},
+		JobID:       orNull(r.Job),
+		TotalVideos: video.Total, CompletedVideos: video.Completed, FailedVideos: video.Failed,
+		TotalAudios: audio.Total, CompletedAudios: audio.Completed, FailedAudios: audio.Failed,
+		TotalImages: image.Total, CompletedImages: image.Completed, FailedImages: image.Failed,
+		VideoSegmentation: p.VideoSegmentation, AudioSegmentation: p.AudioSegmentation, ImageSegmentation: "image",
+		VideoSegmentDuration: p.VideoSegmentDuration, AudioSegmentDuration: p.AudioSegmentDuration,
+		ProcessingModel: p.ProcessingModel, EnableTranscription: p.EnableTranscription, EnableImageEmbedding: p.EnableImageEmbedding,
+		TotalVideoSeconds: r.Seconds, ErrorMessage: orNull(r.Error),
+		StartedAt: stampOrNull(r.StartedAt), CompletedAt: stampOrNull(r.EndedAt),
+	}
+	for _, t := range r.Tallies {
+		v.TotalSegments += t.Total
+		v.CompletedSegments += t.Completed
+		v.FieldExtractionFailures += t.Failed
+	}
+	if r.Status.Terminal() {
+		ok := r.Status == store.RunCompleted
+		v.FieldExtractionSucceeded = &ok
+	}
+	if r.Status == store.RunCancelled {
+		v.CancelledVideos = video.Total - video.Completed - video.Failed
+		v.CancelledAudios = audio.Total - audio.Completed - audio.Failed
+		v.CancelledImages = image.Total - image.Completed - image.Failed
+		v.StopState.CompletedAt = stampOrNull(r.EndedAt)
+	}
+	return v, nil
+}
+
+// mediaOf lists the media of a run, nil when there are more than limit.
+func (a *Admin) mediaOf(ctx context.Context, r store.Run, limit int) ([]string, error) {
+	if r.Count > limit || r.Media == "" {
+		return nil, nil
+	}
+	ids := make([]string, 0, r.Count)
+	for m, err := range store.ReadLines[event.RunMedium](ctx, a.documents, r.Media) {
+		if errors.Is(err, store.ErrNotFound) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, m.Video)
+	}
+	return ids, nil
+}
+
+func (a *Admin) runResults(ctx context.Context, in *runResults) (*body[page[segmentResult]], error) {
+	r, err := lookUp(ctx, a.runs, "prompt_run", in.ID)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := event.ParseMediumID(in.Video); err != nil {
+		return nil, invalid("video_id", "must be the id of a medium, such as vid_…")
+	}
+	if _, err := openCursor("results", in.Cursor); err != nil {
+		return nil, err
+	}
+	results := make([]segmentResult, 0, 1)
+	for m, err := range a.bus.Last(ctx, topology.Reports, a.bus.Subject("run", "report", r.ID, in.Video)) {
+		if err != nil {
+			return nil, err
+		}
+		var report event.Report
+		if err := json.Unmarshal(m.Data, &report); err != nil {
+			return nil, fmt.Errorf("decode %s: %w", m.Subject, err)
+		}
+		if report.State == event.Processing {
+			continue
+		}
+		results = append(results, viewResult(r, in.Video, report, m.Time))
+	}
+	return &body[page[segmentResult]]{newPage(results, in.Limit, "")}, nil
+}
+
+func viewResult(r store.Run, video string, report event.Report, stored time.Time) segmentResult {
+	metadata := objectOf(report.Result)
+	executed := report.ReportedAt
+	if executed.IsZero() {
+		executed = stored
+	}
+	v := segmentResult{
+		SegmentID: "seg_" + strings.TrimPrefix(video, "vid_"), ResultType: "segment",
+		Run: r.ID, Prompt: r.Prompt, Video: video, ExecutedAt: stamp(executed),
+		Metadata: metadata, MetadataText: string(metadata), Extracted: report.State == event.Successful,
+	}
+	if !v.Extracted {
+		v.ErrorMessage = orNull(cmp.Or(report.Error, "failed"))
+	}
+	return v
+}
+
+// objectOf is a result as a compact JSON object: what an executor sent that is none stands under "result".
+func objectOf(raw json.RawMessage) json.RawMessage {
+	var compact bytes.Buffer
+	if len(raw) == 0 || json.Compact(&compact, unescaped(raw)) != nil || compact.String() == "null" {
+		return json.RawMessage("{}")
+	}
+	if !isObject(compact.Bytes()) {
+		return json.RawMessage(`{"result":` + compact.String() + `}`)
+	}
+	return compact.Bytes()
+}

@@ -1,0 +1,50 @@
+// Package cli is the command line of millrace: run everything, run one service, or be a client.
+package cli
+
+import (
+	"fmt"
+
+	"millrace/services/admin"
+	"millrace/services/debouncer"
+	"millrace/services/importer"
+	presettrigger "millrace/services/preset-trigger"
+	"millrace/services/run"
+	"millrace/services/scanner"
+	"millrace/services/worker"
+	"millrace/shared/process"
+)
+
+const description = `Turns a bucket into a pipeline: what is dropped under a watched prefix is imported as one job when the drop has gone quiet, and a prompt runs on exactly what came in.
+
+Flags can also be given as MILLRACE_… environment variables and in a YAML file (--config).`
+
+// CLI is the command line of millrace.
+type CLI struct {
+	run.ConfigFile
+
+	Up   upCommand   `cmd:"" group:"run" help:"Run everything in this process."`
+	Demo demoCommand `cmd:"" group:"run" help:"Show the whole path in a temporary folder, in under a minute."`
+
+	Scanner       scanner.Command       `cmd:"" group:"services" help:"Which files? Notifications and listings become arrivals and tasks."`
+	Debouncer     debouncer.Command     `cmd:"" group:"services" help:"When? Arrivals become windows, windows become jobs."`
+	Importer      importer.Command      `cmd:"" group:"services" help:"Bring them in: tasks become media."`
+	PresetTrigger presettrigger.Command `cmd:"" group:"services" help:"What next? Jobs become prompt runs."`
+	Admin         admin.Command         `cmd:"" group:"services" help:"See and steer: the HTTP API."`
+	Worker        worker.Command        `cmd:"" group:"services" help:"Carry prompt runs out with a command per medium."`
+
+	Job jobCommand `cmd:"" group:"client" help:"Import jobs: create, get, watch, cancel."`
+
+	Bench   benchCommand   `cmd:"" group:"other" help:"Measure every figure beside its yardstick."`
+	Version versionCommand `cmd:"" group:"other" help:"Print the version."`
+}
+
+// Main runs the command line and returns the exit code.
+func Main(args []string) int { return run.Parse(&CLI{}, "millrace", description, args) }
+
+type versionCommand struct{}
+
+// Run prints the version.
+func (versionCommand) Run() error {
+	_, err := fmt.Println("millrace", process.Version())
+	return err
+}
