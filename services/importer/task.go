@@ -36,6 +36,9 @@ func (im *Importer) handle(ctx context.Context, d *bus.Delivery) error {
 	if err := d.Decode(&t); err != nil {
 		return err
 	}
+	if d.Delivered > 1 {
+		t.FileSeq, t.Fresh = 0, false // somebody worked on it since it was planned
+	}
 	file, rev, err := im.fileEntry(ctx, t)
 	if err != nil {
 		return err
@@ -62,8 +65,14 @@ func (im *Importer) handle(ctx context.Context, d *bus.Delivery) error {
 	return bus.ErrLater
 }
 
-// fileEntry reads the state of the task's file and its revision, 0 when there is none.
+// fileEntry returns the state of the task's file and its revision, 0 when there is none. What the planner wrote is not
+// read again.
 func (im *Importer) fileEntry(ctx context.Context, t event.Task) (event.File, store.Revision, error) {
+	if t.FileSeq != 0 {
+		return event.File{
+			Job: t.Job, Connector: t.Connector, Index: t.Index, Path: t.Path, Version: t.Version, Size: t.Size, State: event.Queued,
+		}, t.FileSeq, nil
+	}
 	for m, err := range im.env.Bus.Last(ctx, topology.Files, im.fileSubject(t.Job, t.Connector, t.Path)) {
 		if err != nil {
 			return event.File{}, 0, err
@@ -117,7 +126,7 @@ func (w *work) do(ctx context.Context) (*outcome, error) {
 			}
 			return w.skip(event.Superseded, "version "+live.Version+" took its place"), nil
 		}
-		w.task.Object = object(live) // nobody waits for the newer version but this job
+		w.task.Object, w.task.Fresh = object(live), false // nobody waits for the newer version but this job
 		w.file.Version, w.file.Size = live.Version, live.Size
 	}
 	return nil, fmt.Errorf("%s keeps changing: %w", w.task.Path, bucket.ErrChanged)
@@ -147,9 +156,12 @@ func (w *work) announce(ctx context.Context, live bucket.Object) error {
 
 // attempt asks, reads, probes and stores. ErrChanged or ErrNotExist of the storage mean that the version is gone.
 func (w *work) attempt(ctx context.Context) (*outcome, error) {
-	versions, err := w.im.ledger.Versions(ctx, w.task.Index, mediumID(w.task).Object)
-	if err != nil {
-		return nil, err
+	var versions []store.Entry
+	if !w.task.Fresh {
+		var err error
+		if versions, err = w.im.ledger.Versions(ctx, w.task.Index, mediumID(w.task).Object); err != nil {
+			return nil, err
+		}
 	}
 	w.ans = ask(w.task, versions)
 	switch {

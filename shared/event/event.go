@@ -110,6 +110,11 @@ type Task struct {
 	Automation string     `json:"automation_id,omitempty"`
 	Mode       ImportMode `json:"import_mode"`
 	Object
+	// FileSeq and Fresh are what the planner saw, and save the importer a read each at the first delivery: the sequence of
+	// the file entry, and that the ledger knew no version of the object. Both may be out of date; every write that builds
+	// on them is a compare-and-set.
+	FileSeq uint64 `json:"file_seq,omitempty"`
+	Fresh   bool   `json:"fresh,omitempty"`
 }
 
 // FileState is where one object of one job stands.
