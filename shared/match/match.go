@@ -19,8 +19,6 @@ import (
 	"strings"
 
 	"github.com/bmatcuk/doublestar/v4"
-
-	"millrace/shared/bucket"
 )
 
 const (
@@ -45,7 +43,7 @@ func (e *PatternError) Error() string {
 // Unwrap returns ErrPattern.
 func (e *PatternError) Unwrap() error { return ErrPattern }
 
-// Matcher holds keys against one prefix and pattern. It is a value; the zero one matches nothing.
+// Matcher holds keys against one prefix and pattern. It is immutable and safe for concurrent use.
 type Matcher struct {
 	prefix    string
 	pattern   string
@@ -59,16 +57,16 @@ type Matcher struct {
 	relative int    // length of the prefix up to its last "/"
 }
 
-// Compile returns the matcher of a prefix, which is the raw beginning of a key, and a pattern; the empty pattern is "*".
+// Compile returns the Matcher of a prefix, which is the raw beginning of a key, and a pattern; the empty pattern is "*".
 // Unless recursive, nothing below the next "/" after the prefix matches. The error is a *PatternError.
 //
 // When the prefix is a whole key and the pattern its last segment, that segment also stands for itself, whatever it
 // contains: somebody picked one file, and "clip [final].mp4" is a name.
-func Compile(prefix, pattern string, recursive bool) (Matcher, error) {
+func Compile(prefix, pattern string, recursive bool) (*Matcher, error) {
 	if pattern == "" {
 		pattern = "*"
 	}
-	m := Matcher{prefix: prefix, pattern: pattern, recursive: recursive}
+	m := &Matcher{prefix: prefix, pattern: pattern, recursive: recursive}
 	m.relative = strings.LastIndexByte(prefix, '/') + 1
 	if base := prefix[m.relative:]; base != "" && base == pattern {
 		m.literal = base
@@ -76,7 +74,7 @@ func Compile(prefix, pattern string, recursive bool) (Matcher, error) {
 	glob, err := parse(pattern)
 	if err != nil {
 		if m.literal == "" {
-			return Matcher{}, err
+			return nil, err
 		}
 		glob = "" // matches no key: there is none without a name
 	}
@@ -89,18 +87,22 @@ func Compile(prefix, pattern string, recursive bool) (Matcher, error) {
 	return m, nil
 }
 
-// ListOptions is the narrowest listing that holds everything the matcher selects, behind the path after.
-func (m Matcher) ListOptions(after string) bucket.ListOptions {
-	return bucket.ListOptions{Prefix: m.prefix, StartAfter: after, Delimiter: !m.recursive}
-}
+// Prefix returns the prefix, for listing no more than is needed.
+func (m *Matcher) Prefix() string { return m.prefix }
+
+// Pattern returns the pattern; never empty.
+func (m *Matcher) Pattern() string { return m.pattern }
+
+// Recursive reports whether keys below the next "/" after the prefix can match.
+func (m *Matcher) Recursive() bool { return m.recursive }
 
 // Match reports whether the object at path is meant.
-func (m Matcher) Match(path string) bool {
-	return m.pattern != "" && strings.HasPrefix(path, m.prefix) && m.rest(path)
+func (m *Matcher) Match(path string) bool {
+	return strings.HasPrefix(path, m.prefix) && m.rest(path)
 }
 
 // rest is Match of a path that is known to have the prefix.
-func (m Matcher) rest(path string) bool {
+func (m *Matcher) rest(path string) bool {
 	if path == "" || path[len(path)-1] == '/' {
 		return false
 	}

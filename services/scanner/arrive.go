@@ -1,0 +1,374 @@
+package scanner
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"millrace/shared/bucket"
+	"millrace/shared/bus"
+	"millrace/shared/event"
+	"millrace/shared/store"
+	"millrace/shared/topology"
+)
+
+// candidate is an object that an automation wants, if it is new.
+type candidate struct {
+	automation *automation
+	connector  string
+	object     event.Object
+	subject    string // of its arrival
+	exact      bool   // the order of versions is the storage's own count, and not a time that people can set
+}
+
+// answer is what became of a candidate.
+type answer struct {
+	verdict verdict
+	unseen  bool // the ledger had never met this version
+	err     error
+}
+
+// arrivals lets through what is new.
+type arrivals struct {
+	bus     *bus.Bus
+	sources Sources
+	metrics metrics
+}
+
+// rounds is how often a candidate is decided anew because another scanner wrote meanwhile.
+const rounds = 8
+
+// asked is one candidate on its way.
+type asked struct {
+	candidate
+	place  int    // in the list that arrive was given
+	medium string // the object's hash in the ledger
+	known  known
+	seq    uint64 // of the arrival in the backlog, 0: none
+}
+
+// arrive publishes the arrivals of the candidates that are news and says for each what became of it. An answer with an
+// error is to be asked again; nothing is lost or doubled by that.
+//
+// Each arrival is a compare-and-set on what the decision saw: of several scanners with versions of one object the
+// newest wins, whatever the order in which they come. A planner that purges meanwhile makes it a conflict too, and the
+// next round sees the backlog without it.
+func (a *arrivals) arrive(ctx context.Context, candidates []candidate, found event.Found) []answer {
+	answers := make([]answer, len(candidates))
+	open := a.unique(candidates, answers)
+	for range rounds {
+		if len(open) == 0 {
+			return answers
+		}
+		out, err := a.sift(ctx, open, found, answers)
+		if err != nil {
+			return fail(answers, open, err)
+		}
+		open = a.publish(ctx, out, found, answers)
+	}
+	return fail(answers, open, fmt.Errorf("after %d rounds: %w", rounds, bus.ErrConflict))
+}
+
+// sift answers the candidates that are no news and returns those that are.
+func (a *arrivals) sift(ctx context.Context, open []*asked, found event.Found, answers []answer) ([]*asked, error) {
+	if err := a.lookUp(ctx, open); err != nil {
+		return nil, err
+	}
+	out := a.decide(ctx, open, answers)
+	if found != event.ByScan {
+		return out, nil
+	}
+	return a.withoutWork(ctx, out, answers)
+}
+
+// baseline settles what is news as present before its automation, instead of letting it arrive.
+func (a *arrivals) baseline(ctx context.Context, ledger *store.Ledger, candidates []candidate) error {
+	answers := make([]answer, len(candidates))
+	out, err := a.sift(ctx, a.unique(candidates, answers), event.ByScan, answers)
+	if err != nil {
+		return err
+	}
+	for _, answer := range answers {
+		if answer.err != nil {
+			return answer.err
+		}
+	}
+	now := time.Now().UTC()
+	entries := make([]store.Entry, len(out))
+	for i, q := range out {
+		o := q.object
+		entries[i].Medium = event.Medium{
+			ID:    event.NewMediumID(q.automation.Index, q.connector, o.Path, o.Version, ""),
+			Index: q.automation.Index, Connector: q.connector, Path: o.Path, Version: o.Version, Order: o.Order,
+			State: event.MediumBaseline, Reason: string(event.Baseline), Size: o.Size, CRC32C: o.CRC32C, CreatedAt: now,
+		}
+	}
+	for _, err := range ledger.Write(ctx, entries) {
+		if err != nil && !errors.Is(err, bus.ErrConflict) { // a conflict: it was settled meanwhile
+			return err
+		}
+	}
+	a.metrics.baselined.Add(float64(len(out)))
+	return nil
+}
+
+func fail(answers []answer, open []*asked, err error) []answer {
+	for _, q := range open {
+		answers[q.place] = answer{err: err}
+	}
+	return answers
+}
+
+// unique keeps one candidate per arrival: the newest.
+func (a *arrivals) unique(candidates []candidate, answers []answer) []*asked {
+	open := make([]*asked, 0, len(candidates))
+	bySubject := make(map[string]int, len(candidates))
+	for i, c := range candidates {
+		q := &asked{
+			candidate: c,
+			place:     i,
+			medium:    event.NewMediumID(c.automation.Index, c.connector, c.object.Path, "", "").Object,
+		}
+		j, twice := bySubject[q.subject]
+		if !twice {
+			bySubject[q.subject] = len(open)
+			open = append(open, q)
+			continue
+		}
+		if !newer(open[j].object.Order, c.object.Order) {
+			q, open[j] = open[j], q
+		}
+		answers[q.place] = answer{verdict: repeated}
+		a.metrics.dropped.WithLabelValues(string(repeated)).Inc()
+	}
+	return open
+}
+
+// lookUp asks the ledger and the backlog about all, in one request each.
+func (a *arrivals) lookUp(ctx context.Context, open []*asked) error {
+	g, ctx := errgroup.WithContext(ctx)
+	// All versions of an object in the index: an item that was imported under mode "all" counts as well, and so does a
+	// newer version.
+	byMedium := make(map[string][]*asked, len(open))
+	g.Go(func() error {
+		subjects := make([]string, 0, len(open))
+		for _, q := range open {
+			q.known.versions = nil
+			if byMedium[q.medium] == nil {
+				subjects = append(subjects, a.bus.Subject("media", q.automation.Index, q.medium, "*"))
+			}
+			byMedium[q.medium] = append(byMedium[q.medium], q)
+		}
+		for m, err := range a.bus.Last(ctx, topology.Media, subjects...) {
+			if err != nil {
+				return err
+			}
+			var medium event.Medium
+			if err := json.Unmarshal(m.Data, &medium); err != nil {
+				return fmt.Errorf("decode ledger entry %s: %w", m.Subject, err)
+			}
+			for _, q := range byMedium[medium.ID.Object] {
+				q.known.versions = append(q.known.versions, medium)
+			}
+		}
+		return nil
+	})
+	g.Go(func() error {
+		subjects := make([]string, len(open))
+		bySubject := make(map[string]*asked, len(open))
+		for i, q := range open {
+			q.known.pending, q.seq = nil, 0
+			subjects[i], bySubject[q.subject] = q.subject, q
+		}
+		for m, err := range a.bus.Last(ctx, topology.Arrivals, subjects...) {
+			if err != nil {
+				return err
+			}
+			q := bySubject[m.Subject]
+			q.seq = m.Sequence
+			var arrival event.Arrival
+			if json.Unmarshal(m.Data, &arrival) == nil { // what is not an arrival gives way to one
+				q.known.pending = &arrival
+			}
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+// confirmers is how many objects the storage is asked about at a time.
+const confirmers = 16
+
+// decide answers what is no news and returns the rest.
+func (a *arrivals) decide(ctx context.Context, open []*asked, answers []answer) []*asked {
+	now := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, completeTime)
+	defer cancel()
+	var doubtful errgroup.Group
+	doubtful.SetLimit(confirmers)
+	verdicts := make([]verdict, len(open))
+	for i, q := range open {
+		verdicts[i] = decide(q.object, q.known, false, now)
+		if verdicts[i] == stale && !q.exact {
+			// A file can be replaced by an older one. The folder knows.
+			doubtful.Go(func() error {
+				var live bool
+				live, answers[q.place].err = a.isLive(ctx, q)
+				verdicts[i] = decide(q.object, q.known, live, now)
+				return nil
+			})
+		}
+	}
+	_ = doubtful.Wait()
+
+	var out []*asked
+	for i, q := range open {
+		switch {
+		case answers[q.place].err != nil:
+		case verdicts[i] == news:
+			out = append(out, q)
+		default:
+			a.drop(q, verdicts[i], answers)
+		}
+	}
+	return out
+}
+
+func (a *arrivals) drop(q *asked, v verdict, answers []answer) {
+	answers[q.place] = answer{verdict: v}
+	a.metrics.dropped.WithLabelValues(string(v)).Inc()
+}
+
+func (a *arrivals) isLive(ctx context.Context, q *asked) (bool, error) {
+	src, _, err := a.sources.Source(ctx, q.connector)
+	if err != nil {
+		return false, err
+	}
+	o, err := src.Stat(ctx, q.object.Path)
+	if class := bucket.ClassOf(err); class.Permanent() && !class.Bucketwide() {
+		return false, nil // gone, or not to be read by us
+	}
+	return o.Version == q.object.Version, err
+}
+
+// withoutWork answers what unfinished jobs have in hand and returns the rest. A job can take longer than the time
+// between two scans, and until it is done the ledger knows nothing of its objects.
+//
+// Only scans ask: they find everything that is there, and nearly all of it is known already, so there is little to ask
+// about. A notification comes once.
+func (a *arrivals) withoutWork(ctx context.Context, open []*asked, answers []answer) ([]*asked, error) {
+	subjects := make([]string, 0, len(open))
+	byPath := make(map[string][]*asked, len(open))
+	for _, q := range open {
+		path := q.object.Path
+		if byPath[path] == nil {
+			subjects = append(subjects, a.bus.Subject("file", "*", event.ObjectHash(q.connector, path)))
+		}
+		byPath[path] = append(byPath[path], q)
+		q.known.files = nil
+	}
+	for m, err := range a.bus.Last(ctx, topology.Files, subjects...) {
+		if err != nil {
+			return nil, err
+		}
+		var f event.File
+		if err := json.Unmarshal(m.Data, &f); err != nil {
+			return nil, fmt.Errorf("decode file entry %s: %w", m.Subject, err)
+		}
+		for _, q := range byPath[f.Path] {
+			if f.Index == q.automation.Index && f.Connector == q.connector {
+				q.known.files = append(q.known.files, f)
+			}
+		}
+	}
+	var out []*asked
+	for _, q := range open {
+		if v := decide(q.object, q.known, true, time.Now()); v == news {
+			out = append(out, q)
+		} else {
+			a.drop(q, v, answers)
+		}
+	}
+	return out, nil
+}
+
+// publish writes the arrivals and returns those to be decided anew.
+func (a *arrivals) publish(ctx context.Context, out []*asked, found event.Found, answers []answer) (again []*asked) {
+	msgs := make([]bus.Message, len(out))
+	for i, q := range out {
+		data, err := json.Marshal(event.Arrival{
+			Automation: q.automation.ID,
+			Index:      q.automation.Index,
+			Connector:  q.connector,
+			Object:     q.object,
+			Found:      found,
+		})
+		if err != nil {
+			fail(answers, out, err)
+			return nil
+		}
+		msgs[i] = bus.Message{Subject: q.subject, Data: data, Expect: &q.seq}
+	}
+	_, errs := a.bus.PublishAll(ctx, msgs)
+	stored := 0
+	for i, q := range out {
+		switch {
+		case errs[i] == nil:
+			answers[q.place] = answer{verdict: news, unseen: !q.known.seen(q.object.Version)}
+			stored++
+		case errors.Is(errs[i], bus.ErrConflict):
+			again = append(again, q)
+		default:
+			answers[q.place] = answer{err: errs[i]}
+		}
+	}
+	a.metrics.arrivals.WithLabelValues(string(found)).Add(float64(stored))
+	return again
+}
+
+// withdraw removes the arrivals of deleted objects from the backlog, by subject. An arrival that replaces one of them
+// meanwhile stays.
+func (a *arrivals) withdraw(ctx context.Context, deleted map[string]event.Notification) map[string]error {
+	if len(deleted) == 0 {
+		return nil
+	}
+	subjects := make([]string, 0, len(deleted))
+	for s := range deleted {
+		subjects = append(subjects, s)
+	}
+	errs := make(map[string]error)
+	var mu sync.Mutex
+	var purges errgroup.Group
+	purges.SetLimit(confirmers)
+	for m, err := range a.bus.Last(ctx, topology.Arrivals, subjects...) {
+		if err != nil {
+			_ = purges.Wait()
+			for _, s := range subjects {
+				errs[s] = err
+			}
+			return errs
+		}
+		var arrival event.Arrival
+		if json.Unmarshal(m.Data, &arrival) != nil || !covers(deleted[m.Subject], arrival.Object) {
+			continue
+		}
+		purges.Go(func() error {
+			err := a.bus.Purge(ctx, topology.Arrivals, m.Subject, m.Sequence)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				errs[m.Subject] = err
+				return nil
+			}
+			a.metrics.withdrawn.Inc()
+			return nil
+		})
+	}
+	_ = purges.Wait()
+	return errs
+}

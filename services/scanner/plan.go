@@ -1,0 +1,527 @@
+package scanner
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"millrace/shared/bucket"
+	"millrace/shared/bus"
+	"millrace/shared/event"
+	"millrace/shared/match"
+	"millrace/shared/store"
+	"millrace/shared/topology"
+)
+
+// planner turns requests into jobs: a record, an entry per file and a task per entry.
+//
+// The order is what makes it safe to stop anywhere. A page's entries come before its tasks, all tasks before the record
+// says importing, and that before the arrivals are purged. Whoever gets the request again reads how far it went: the
+// record's cursor, and behind that the entries. Two planners of one job meet at the entries, each of which is created
+// once.
+type planner struct {
+	bus     *bus.Bus
+	jobs    *store.Register[store.Job]
+	indexes *store.Register[store.Index]
+	ledger  *store.Ledger
+	sources Sources
+	metrics metrics
+	log     *slog.Logger
+}
+
+// errStopped says that there is nothing more to plan: the job was cancelled, or another planner has finished it.
+var errStopped = errors.New("the job is no longer being planned")
+
+// lastingError is a reason for which the job can never be planned.
+type lastingError struct{ reason string }
+
+func (e *lastingError) Error() string { return e.reason }
+
+// handle is the handler of both jobs consumers.
+func (p *planner) handle(ctx context.Context, d *bus.Delivery) error {
+	var req event.JobRequested
+	if err := d.Decode(&req); err != nil {
+		return err
+	}
+	if req.Job == "" || req.Index == "" || req.Lane != event.Live && req.Lane != event.Bulk || req.Connector == "" && req.Automation == "" {
+		return bus.Poison(fmt.Errorf("request of job %q: it lacks a job, an index, a lane or a connector", req.Job))
+	}
+	start := time.Now()
+	outcome, err := p.plan(ctx, req)
+	p.metrics.planned.WithLabelValues(string(req.Lane), outcome).Inc()
+	p.metrics.planTime.WithLabelValues(string(req.Lane)).Observe(time.Since(start).Seconds())
+	if err != nil && bucket.ClassOf(err) != bucket.ClassOther {
+		return bus.RetryAfter(max(bucket.RetryAfter(err), bus.Backoff(d.Delivered)), err)
+	}
+	return err
+}
+
+// plan does what is missing and says how that ended.
+func (p *planner) plan(ctx context.Context, req event.JobRequested) (outcome string, err error) {
+	if req.Automation != "" {
+		outcome, err = p.window(ctx, req)
+	} else {
+		outcome, err = p.oneTime(ctx, req)
+	}
+	var lasting *lastingError
+	switch {
+	case errors.Is(err, errStopped):
+		return stopped, nil
+	case errors.As(err, &lasting):
+		p.log.Warn("job cannot be planned", "job", req.Job, "error", lasting.reason)
+		return failed, p.fail(ctx, req, lasting.reason)
+	case err != nil:
+		return postponed, err
+	}
+	return outcome, nil
+}
+
+// window plans the backlog of a window. Arrivals go only when their job is on record with all its tasks, or was
+// cancelled.
+func (p *planner) window(ctx context.Context, req event.JobRequested) (string, error) {
+	backlog := p.bus.Subject("arrival", req.Automation, "*")
+	job, _, err := p.jobs.Get(ctx, req.Job)
+	switch {
+	case err == nil && (job.Status.Terminal() || job.Status == store.JobImporting):
+		return stopped, p.bus.Purge(ctx, topology.Arrivals, backlog, req.LastSeq)
+	case err != nil && !errors.Is(err, store.ErrNotFound):
+		return "", err
+	}
+	begun := err == nil
+
+	var pl *plan
+	for page, err := range p.backlog(ctx, backlog, req.LastSeq) {
+		if err == nil && pl == nil {
+			pl, err = p.begin(ctx, req)
+		}
+		if err == nil {
+			err = pl.add(ctx, page)
+		}
+		if err != nil {
+			return p.endWindow(ctx, req, backlog, err)
+		}
+	}
+	if pl == nil && !begun {
+		return empty, nil // another job had all of it: no record, no trace
+	}
+	if pl == nil {
+		if pl, err = p.begin(ctx, req); err != nil {
+			return p.endWindow(ctx, req, backlog, err)
+		}
+	}
+	return p.endWindow(ctx, req, backlog, pl.finish(ctx))
+}
+
+// endWindow purges what a job that has left planning was made of.
+func (p *planner) endWindow(ctx context.Context, req event.JobRequested, backlog string, err error) (string, error) {
+	if err != nil && !errors.Is(err, errStopped) {
+		return "", err
+	}
+	if perr := p.bus.Purge(ctx, topology.Arrivals, backlog, req.LastSeq); perr != nil {
+		return "", perr
+	}
+	return done, err
+}
+
+// backlog yields the arrivals of a window, in pages. There is one message per subject, so the last ones are all of them,
+// and are found by subject: what other automations have waiting costs nothing.
+func (p *planner) backlog(ctx context.Context, filter string, lastSeq uint64) iter.Seq2[page, error] {
+	return func(yield func(page, error) bool) {
+		var pg page
+		for m, err := range p.bus.Last(ctx, topology.Arrivals, filter) {
+			if err != nil {
+				yield(page{}, err)
+				return
+			}
+			if m.Sequence > lastSeq {
+				continue // of the next window
+			}
+			var a event.Arrival
+			if err := json.Unmarshal(m.Data, &a); err != nil || a.Path == "" {
+				if err := p.bury(ctx, m, "it is not an arrival"); err != nil {
+					yield(page{}, err)
+					return
+				}
+				continue
+			}
+			pg.files = append(pg.files, file{connector: a.Connector, Object: a.Object})
+			if len(pg.files) == pageSize {
+				if !yield(pg, nil) {
+					return
+				}
+				pg = page{}
+			}
+		}
+		if len(pg.files) > 0 {
+			yield(pg, nil)
+		}
+	}
+}
+
+// bury keeps what lies in the backlog and is no arrival, as it will be purged with the others.
+func (p *planner) bury(ctx context.Context, m bus.Stored, reason string) error {
+	return p.bus.Bury(ctx, event.Dead{
+		Consumer: topology.ScannerJobsLive, Stream: p.bus.Stream(topology.Arrivals), Subject: m.Subject,
+		Reason: reason, Stage: "decode", Delivered: 1, Data: m.Data,
+	})
+}
+
+// oneTime plans a listing. It goes on where an interrupted one stopped.
+func (p *planner) oneTime(ctx context.Context, req event.JobRequested) (string, error) {
+	pl, err := p.begin(ctx, req)
+	if err != nil {
+		return "", err
+	}
+	if _, _, err := p.indexes.Get(ctx, req.Index); errors.Is(err, store.ErrNotFound) {
+		return "", &lastingError{fmt.Sprintf("index %s no longer exists", req.Index)}
+	} else if err != nil {
+		return "", err
+	}
+	selects, err := match.Compile(req.Prefix, req.Pattern, req.Recursive)
+	if err != nil {
+		return "", &lastingError{fmt.Sprintf("file pattern %q: %v", req.Pattern, err)}
+	}
+	src, _, err := p.sources.Source(ctx, req.Connector)
+	if err != nil {
+		return "", lasting(req.Connector, err)
+	}
+	for page, err := range list(ctx, src, req.Connector, selects, pl.cursor) {
+		if err != nil {
+			return "", lasting(req.Connector, err)
+		}
+		if err := pl.add(ctx, page); err != nil {
+			return "", err
+		}
+	}
+	return done, pl.finish(ctx)
+}
+
+// lasting turns what a storage will always say into the reason of a failed job.
+func lasting(connector string, err error) error {
+	switch class := bucket.ClassOf(err); {
+	case errors.Is(err, store.ErrNotFound):
+		return &lastingError{fmt.Sprintf("connector %s no longer exists", connector)}
+	case class == bucket.ClassNoBucket:
+		return &lastingError{fmt.Sprintf("the bucket of connector %s does not exist: %v", connector, err)}
+	case class == bucket.ClassCredentials, class == bucket.ClassPermission:
+		return &lastingError{fmt.Sprintf("the storage refuses connector %s: %v", connector, err)}
+	case class.Permanent():
+		return &lastingError{fmt.Sprintf("connector %s cannot be listed: %v", connector, err)}
+	}
+	return err
+}
+
+// begin puts the job on record as being planned, or finds where it stands.
+func (p *planner) begin(ctx context.Context, req event.JobRequested) (*plan, error) {
+	var over, resumed bool
+	job, _, err := p.jobs.Modify(ctx, req.Job, func(j *store.Job) error {
+		over, resumed = j.Status.Terminal() || j.Status == store.JobImporting, j.Status == store.JobScanning
+		if over || resumed {
+			return store.ErrUnchanged
+		}
+		now := time.Now().UTC()
+		if j.ID == "" {
+			*j = newJob(req, now)
+		}
+		j.Status, j.StartedAt = store.JobScanning, now
+		return nil
+	})
+	switch {
+	case err != nil:
+		return nil, err
+	case over:
+		return nil, errStopped
+	}
+	pl := &plan{planner: p, req: req, cursor: job.Cursor, total: job.Progress.Total, shared: resumed}
+	if resumed {
+		if err := pl.resume(ctx); err != nil {
+			return nil, err
+		}
+	}
+	started, err := bus.NewEvent(event.JobStarted, req.Index, req.Job, job.StartedAt, event.JobEvent{
+		Job: job.ID, Index: job.Index, Connector: job.Connector, Automation: job.Automation, Status: string(job.Status),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return pl, p.bus.PublishEvent(ctx, started)
+}
+
+// newJob is the record of a request that came without one.
+func newJob(req event.JobRequested, now time.Time) store.Job {
+	j := store.Job{
+		ID:         req.Job,
+		Index:      req.Index,
+		Connector:  req.Connector,
+		Automation: req.Automation,
+		Origin:     store.Manual,
+		Lane:       req.Lane,
+		Prefix:     req.Prefix,
+		Pattern:    req.Pattern,
+		Recursive:  req.Recursive,
+		Mode:       req.Mode,
+		Preset:     req.Preset,
+		CreatedAt:  req.RequestedAt,
+	}
+	if req.Automation != "" {
+		j.Origin = store.ByAutomation
+	}
+	if j.CreatedAt.IsZero() {
+		j.CreatedAt = now
+	}
+	return j
+}
+
+// fail ends a job that cannot be planned. The end is announced by whoever tracks jobs.
+func (p *planner) fail(ctx context.Context, req event.JobRequested, reason string) error {
+	_, _, err := p.jobs.Modify(ctx, req.Job, func(j *store.Job) error {
+		if j.Status.Terminal() {
+			return store.ErrUnchanged
+		}
+		now := time.Now().UTC()
+		if j.ID == "" {
+			*j = newJob(req, now)
+		}
+		j.Status, j.Error, j.EndedAt = store.JobFailed, reason, now
+		return nil
+	})
+	return err
+}
+
+// plan is one job while its files are written down.
+type plan struct {
+	*planner
+	req     event.JobRequested
+	cursor  string              // the listing went on record up to here
+	total   int                 // entries as far as this planner knows
+	shared  bool                // others have written entries too
+	had     map[string]leftover // entries of an interrupted planning behind the cursor, by object hash
+	pages   int
+	written string // cursor of the last page
+}
+
+// leftover is an entry that an interrupted planning wrote, maybe without its task.
+type leftover struct {
+	file
+	queued bool
+}
+
+// resume reads what an interrupted planning left behind.
+func (pl *plan) resume(ctx context.Context) error {
+	pl.had = make(map[string]leftover)
+	for m, err := range pl.bus.Scan(ctx, topology.Files, pl.bus.Subject("file", pl.req.Job, "*"), 0) {
+		if err != nil {
+			return err
+		}
+		var f event.File
+		if err := json.Unmarshal(m.Data, &f); err != nil {
+			return fmt.Errorf("decode file entry %s: %w", m.Subject, err)
+		}
+		if f.Path > pl.cursor { // the tasks of the others are written
+			o := event.Object{Path: f.Path, Version: f.Version, Size: f.Size}
+			pl.had[event.ObjectHash(f.Connector, f.Path)] = leftover{file{connector: f.Connector, Object: o}, f.State == event.Queued}
+		}
+	}
+	return nil
+}
+
+// add plans a page: first the entries that are missing, then the tasks.
+func (pl *plan) add(ctx context.Context, pg page) error {
+	if pl.pages++; pl.pages > 1 {
+		if err := pl.checkpoint(ctx); err != nil {
+			return err
+		}
+	}
+	tasks := make(map[string]task, len(pg.files))
+	var missing []string
+	byHash := make(map[string]file, len(pg.files))
+	for _, f := range pg.files {
+		hash := event.ObjectHash(f.connector, f.Path)
+		byHash[hash] = f
+		if old, ok := pl.had[hash]; !ok {
+			missing = append(missing, hash)
+		} else if old.queued {
+			tasks[hash] = task{file: f}
+			delete(pl.had, hash)
+		}
+	}
+	if err := pl.create(ctx, missing, byHash, tasks); err != nil {
+		return err
+	}
+	if err := pl.markFresh(ctx, tasks); err != nil {
+		return err
+	}
+	if err := pl.send(ctx, tasks); err != nil {
+		return err
+	}
+	pl.total += len(missing)
+	pl.written = pg.cursor
+	return nil
+}
+
+// task is a file that needs one, with what its importer need not read again.
+type task struct {
+	file
+	seq   uint64 // of the entry; 0: unknown
+	fresh bool   // the ledger knows no version of the object
+}
+
+// markFresh asks the ledger about all objects at once, which is what spares importers to ask about each.
+func (pl *plan) markFresh(ctx context.Context, tasks map[string]task) error {
+	hashes := make(map[string]string, len(tasks)) // by the object's hash in the ledger
+	objects := make([]string, 0, len(tasks))
+	for h, t := range tasks {
+		o := event.NewMediumID(pl.req.Index, t.connector, t.Path, "", "").Object
+		hashes[o] = h
+		objects = append(objects, o)
+		t.fresh = true
+		tasks[h] = t
+	}
+	known, err := pl.ledger.Versions(ctx, pl.req.Index, objects...)
+	for _, e := range known {
+		h := hashes[e.ID.Object]
+		t := tasks[h]
+		t.fresh = false
+		tasks[h] = t
+	}
+	return err
+}
+
+// create writes the entries of the given objects and adds those to tasks that need one.
+func (pl *plan) create(ctx context.Context, hashes []string, files map[string]file, tasks map[string]task) error {
+	msgs := make([]bus.Message, len(hashes))
+	now := time.Now().UTC()
+	for i, h := range hashes {
+		f := files[h]
+		entry := event.File{
+			Job: pl.req.Job, Connector: f.connector, Index: pl.req.Index,
+			Path: f.Path, Version: f.Version, Size: f.Size, State: event.Queued,
+		}
+		if f.refused != "" {
+			entry.State, entry.Error, entry.EndedAt = event.Failed, f.refused, now
+		}
+		data, err := json.Marshal(entry)
+		if err != nil {
+			return fmt.Errorf("encode file entry: %w", err)
+		}
+		msgs[i] = bus.Message{Subject: pl.bus.Subject("file", pl.req.Job, h), Data: data, Expect: bus.Absent()}
+	}
+	var met []string // written by another planner since we looked
+	seqs, errs := pl.write(ctx, msgs)
+	for i, err := range errs {
+		switch h := hashes[i]; {
+		case errors.Is(err, bus.ErrConflict):
+			met = append(met, msgs[i].Subject)
+		case err != nil:
+			return err
+		case files[h].refused == "":
+			tasks[h] = task{file: files[h], seq: seqs[i]}
+		}
+	}
+	pl.metrics.files.WithLabelValues(string(pl.req.Lane)).Add(float64(len(msgs) - len(met)))
+	pl.shared = pl.shared || len(met) > 0
+	for m, err := range pl.bus.Last(ctx, topology.Files, met...) {
+		if err != nil {
+			return err
+		}
+		var f event.File
+		if err := json.Unmarshal(m.Data, &f); err != nil {
+			return fmt.Errorf("decode file entry %s: %w", m.Subject, err)
+		}
+		if f.State == event.Queued {
+			h := event.ObjectHash(f.Connector, f.Path)
+			tasks[h] = task{file: files[h]}
+		}
+	}
+	return nil
+}
+
+// send publishes tasks. One that is there already is replaced, and doing one twice does no harm.
+func (pl *plan) send(ctx context.Context, tasks map[string]task) error {
+	msgs := make([]bus.Message, 0, len(tasks))
+	for h, t := range tasks {
+		data, err := json.Marshal(event.Task{
+			Job: pl.req.Job, Lane: pl.req.Lane, Index: pl.req.Index, Connector: t.connector,
+			Automation: pl.req.Automation, Mode: pl.req.Mode, Object: t.Object, FileSeq: t.seq, Fresh: t.fresh,
+		})
+		if err != nil {
+			return fmt.Errorf("encode task: %w", err)
+		}
+		msgs = append(msgs, bus.Message{Subject: pl.bus.Subject("task", string(pl.req.Lane), pl.req.Job, h), Data: data})
+	}
+	_, errs := pl.write(ctx, msgs)
+	return errors.Join(errs...)
+}
+
+// fewMessages is up to how many messages travel one by one, so that they share their batch with those of other jobs.
+const fewMessages = 16
+
+// write publishes messages of one stream and returns the sequence and the error of each.
+func (pl *plan) write(ctx context.Context, msgs []bus.Message) ([]uint64, []error) {
+	if len(msgs) > fewMessages {
+		return pl.bus.PublishAll(ctx, msgs)
+	}
+	seqs, errs := make([]uint64, len(msgs)), make([]error, len(msgs))
+	var g errgroup.Group
+	for i, m := range msgs {
+		g.Go(func() error {
+			seqs[i], errs[i] = pl.bus.Publish(ctx, m)
+			return nil
+		})
+	}
+	_ = g.Wait()
+	return seqs, errs
+}
+
+// checkpoint puts on record what is written, unless the job has ended meanwhile.
+func (pl *plan) checkpoint(ctx context.Context) error {
+	return pl.record(ctx, func(j *store.Job) { j.Cursor = pl.written })
+}
+
+// finish sends the tasks that an interrupted planning left out and that this one did not meet, and lets the importer
+// have the job.
+func (pl *plan) finish(ctx context.Context) error {
+	tasks := make(map[string]task)
+	for h, old := range pl.had {
+		if old.queued {
+			tasks[h] = task{file: old.file}
+		}
+	}
+	if err := pl.send(ctx, tasks); err != nil {
+		return err
+	}
+	if pl.shared {
+		pl.total = 0
+		for _, err := range pl.bus.Scan(ctx, topology.Files, pl.bus.Subject("file", pl.req.Job, "*"), 0) {
+			if err != nil {
+				return err
+			}
+			pl.total++
+		}
+	}
+	return pl.record(ctx, func(j *store.Job) {
+		j.Status, j.Cursor, j.Progress.Total = store.JobImporting, "", pl.total
+	})
+}
+
+func (pl *plan) record(ctx context.Context, change func(*store.Job)) error {
+	var over bool
+	_, _, err := pl.jobs.Modify(ctx, pl.req.Job, func(j *store.Job) error {
+		if over = j.Status != store.JobScanning; over {
+			return store.ErrUnchanged
+		}
+		j.Progress.Total = max(j.Progress.Total, pl.total)
+		change(j)
+		return nil
+	})
+	if err == nil && over {
+		return errStopped
+	}
+	return err
+}
