@@ -36,6 +36,7 @@ type answer struct {
 // arrivals lets through what is new.
 type arrivals struct {
 	bus     *bus.Bus
+	config  *config
 	sources Sources
 	metrics metrics
 }
@@ -65,7 +66,7 @@ func (a *arrivals) arrive(ctx context.Context, candidates []candidate, found eve
 		if len(open) == 0 {
 			return answers
 		}
-		out, err := a.sift(ctx, open, found, answers)
+		out, err := a.sift(ctx, open, answers)
 		if err != nil {
 			return fail(answers, open, err)
 		}
@@ -75,21 +76,17 @@ func (a *arrivals) arrive(ctx context.Context, candidates []candidate, found eve
 }
 
 // sift answers the candidates that are no news and returns those that are.
-func (a *arrivals) sift(ctx context.Context, open []*asked, found event.Found, answers []answer) ([]*asked, error) {
+func (a *arrivals) sift(ctx context.Context, open []*asked, answers []answer) ([]*asked, error) {
 	if err := a.lookUp(ctx, open); err != nil {
 		return nil, err
 	}
-	out := a.decide(ctx, open, answers)
-	if found != event.ByScan {
-		return out, nil
-	}
-	return a.withoutWork(ctx, out, answers)
+	return a.decide(ctx, open, answers), nil
 }
 
 // baseline settles what is news as present before its automation, instead of letting it arrive.
 func (a *arrivals) baseline(ctx context.Context, ledger *store.Ledger, candidates []candidate) error {
 	answers := make([]answer, len(candidates))
-	out, err := a.sift(ctx, a.unique(candidates, answers), event.ByScan, answers)
+	out, err := a.sift(ctx, a.unique(candidates, answers), answers)
 	if err != nil {
 		return err
 	}
@@ -149,56 +146,98 @@ func (a *arrivals) unique(candidates []candidate, answers []answer) []*asked {
 	return open
 }
 
-// lookUp asks the ledger and the backlog about all, in one request each.
+// lookUp asks where each object stands, in the order in which it travels: the backlog, unfinished jobs, the ledger. What
+// moves on while we ask is met again further on, because each place is written before the one behind it is cleared.
 func (a *arrivals) lookUp(ctx context.Context, open []*asked) error {
-	g, ctx := errgroup.WithContext(ctx)
-	// All versions of an object in the index: an item that was imported under mode "all" counts as well, and so does a
-	// newer version.
+	if err := a.lookUpPending(ctx, open); err != nil {
+		return err
+	}
+	if err := a.lookUpWork(ctx, open); err != nil {
+		return err
+	}
+	return a.lookUpSettled(ctx, open)
+}
+
+func (a *arrivals) lookUpPending(ctx context.Context, open []*asked) error {
+	subjects := make([]string, len(open))
+	bySubject := make(map[string]*asked, len(open))
+	for i, q := range open {
+		q.known.pending, q.seq = nil, 0
+		subjects[i], bySubject[q.subject] = q.subject, q
+	}
+	for m, err := range a.bus.Last(ctx, topology.Arrivals, subjects...) {
+		if err != nil {
+			return err
+		}
+		q := bySubject[m.Subject]
+		q.seq = m.Sequence
+		var arrival event.Arrival
+		if json.Unmarshal(m.Data, &arrival) == nil { // what is not an arrival gives way to one
+			q.known.pending = &arrival
+		}
+	}
+	return nil
+}
+
+// lookUpWork asks for the entries of unfinished jobs. A job can take longer than the time between two scans, and a
+// notification can come twice; until the job is done the ledger knows nothing of its objects. Mostly there is no such
+// job and nothing to ask.
+func (a *arrivals) lookUpWork(ctx context.Context, open []*asked) error {
+	var subjects []string
+	bySubject := make(map[string][]*asked)
+	jobs := make(map[string][]string)
+	for _, q := range open {
+		q.known.files = nil
+		id := q.automation.ID
+		if _, asked := jobs[id]; !asked {
+			jobs[id] = a.config.jobsOf(id)
+		}
+		for _, job := range jobs[id] {
+			s := a.bus.Subject("file", job, event.ObjectHash(q.connector, q.object.Path))
+			subjects = append(subjects, s)
+			bySubject[s] = append(bySubject[s], q)
+		}
+	}
+	for m, err := range a.bus.Last(ctx, topology.Files, subjects...) {
+		if err != nil {
+			return err
+		}
+		var f event.File
+		if err := json.Unmarshal(m.Data, &f); err != nil {
+			return fmt.Errorf("decode file entry %s: %w", m.Subject, err)
+		}
+		for _, q := range bySubject[m.Subject] {
+			q.known.files = append(q.known.files, f)
+		}
+	}
+	return nil
+}
+
+// lookUpSettled asks the ledger for all versions of an object in the index: an item that was imported under mode "all"
+// counts as well, and so does a newer version.
+func (a *arrivals) lookUpSettled(ctx context.Context, open []*asked) error {
 	byMedium := make(map[string][]*asked, len(open))
-	g.Go(func() error {
-		subjects := make([]string, 0, len(open))
-		for _, q := range open {
-			q.known.versions = nil
-			if byMedium[q.medium] == nil {
-				subjects = append(subjects, a.bus.Subject("media", q.automation.Index, q.medium, "*"))
-			}
-			byMedium[q.medium] = append(byMedium[q.medium], q)
+	subjects := make([]string, 0, len(open))
+	for _, q := range open {
+		q.known.versions = nil
+		if byMedium[q.medium] == nil {
+			subjects = append(subjects, a.bus.Subject("media", q.automation.Index, q.medium, "*"))
 		}
-		for m, err := range a.bus.Last(ctx, topology.Media, subjects...) {
-			if err != nil {
-				return err
-			}
-			var medium event.Medium
-			if err := json.Unmarshal(m.Data, &medium); err != nil {
-				return fmt.Errorf("decode ledger entry %s: %w", m.Subject, err)
-			}
-			for _, q := range byMedium[medium.ID.Object] {
-				q.known.versions = append(q.known.versions, medium)
-			}
+		byMedium[q.medium] = append(byMedium[q.medium], q)
+	}
+	for m, err := range a.bus.Last(ctx, topology.Media, subjects...) {
+		if err != nil {
+			return err
 		}
-		return nil
-	})
-	g.Go(func() error {
-		subjects := make([]string, len(open))
-		bySubject := make(map[string]*asked, len(open))
-		for i, q := range open {
-			q.known.pending, q.seq = nil, 0
-			subjects[i], bySubject[q.subject] = q.subject, q
+		var medium event.Medium
+		if err := json.Unmarshal(m.Data, &medium); err != nil {
+			return fmt.Errorf("decode ledger entry %s: %w", m.Subject, err)
 		}
-		for m, err := range a.bus.Last(ctx, topology.Arrivals, subjects...) {
-			if err != nil {
-				return err
-			}
-			q := bySubject[m.Subject]
-			q.seq = m.Sequence
-			var arrival event.Arrival
-			if json.Unmarshal(m.Data, &arrival) == nil { // what is not an arrival gives way to one
-				q.known.pending = &arrival
-			}
+		for _, q := range byMedium[medium.ID.Object] {
+			q.known.versions = append(q.known.versions, medium)
 		}
-		return nil
-	})
-	return g.Wait()
+	}
+	return nil
 }
 
 // confirmers is how many objects the storage is asked about at a time.
@@ -254,47 +293,6 @@ func (a *arrivals) isLive(ctx context.Context, q *asked) (bool, error) {
 		return false, nil // gone, or not to be read by us
 	}
 	return o.Version == q.object.Version, err
-}
-
-// withoutWork answers what unfinished jobs have in hand and returns the rest. A job can take longer than the time
-// between two scans, and until it is done the ledger knows nothing of its objects.
-//
-// Only scans ask: they find everything that is there, and nearly all of it is known already, so there is little to ask
-// about. A notification comes once.
-func (a *arrivals) withoutWork(ctx context.Context, open []*asked, answers []answer) ([]*asked, error) {
-	subjects := make([]string, 0, len(open))
-	byPath := make(map[string][]*asked, len(open))
-	for _, q := range open {
-		path := q.object.Path
-		if byPath[path] == nil {
-			subjects = append(subjects, a.bus.Subject("file", "*", event.ObjectHash(q.connector, path)))
-		}
-		byPath[path] = append(byPath[path], q)
-		q.known.files = nil
-	}
-	for m, err := range a.bus.Last(ctx, topology.Files, subjects...) {
-		if err != nil {
-			return nil, err
-		}
-		var f event.File
-		if err := json.Unmarshal(m.Data, &f); err != nil {
-			return nil, fmt.Errorf("decode file entry %s: %w", m.Subject, err)
-		}
-		for _, q := range byPath[f.Path] {
-			if f.Index == q.automation.Index && f.Connector == q.connector {
-				q.known.files = append(q.known.files, f)
-			}
-		}
-	}
-	var out []*asked
-	for _, q := range open {
-		if v := decide(q.object, q.known, true, time.Now()); v == news {
-			out = append(out, q)
-		} else {
-			a.drop(q, v, answers)
-		}
-	}
-	return out, nil
 }
 
 // publish writes the arrivals and returns those to be decided anew.

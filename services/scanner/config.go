@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 
@@ -17,6 +18,7 @@ import (
 type config struct {
 	connectorRecords  *store.Register[store.Connector]
 	automationRecords *store.Register[store.Automation]
+	jobRecords        *store.Register[store.Job]
 	log               *slog.Logger
 
 	ready chan struct{} // closed when all that was configured at the start is known
@@ -26,7 +28,8 @@ type config struct {
 	automations map[string]*automation
 	byConnector map[string]*match.Index[*automation] // of the enabled ones
 	changed     []chan struct{}
-	reselected  map[string]*automation // want other objects than before
+	reselected  map[string]*automation         // want other objects than before
+	unfinished  map[string]map[string]struct{} // jobs in hand, by automation
 }
 
 // automation is a configuration, and what it selects.
@@ -46,8 +49,12 @@ func sameSelection(a, b *automation) bool {
 	return a.Connector == b.Connector && a.Prefix == b.Prefix && a.Pattern == b.Pattern && a.Recursive == b.Recursive
 }
 
-func newConfig(connectors *store.Register[store.Connector], automations *store.Register[store.Automation], log *slog.Logger) *config {
+func newConfig(
+	connectors *store.Register[store.Connector], automations *store.Register[store.Automation], jobs *store.Register[store.Job],
+	log *slog.Logger,
+) *config {
 	return &config{
+		jobRecords:        jobs,
 		connectorRecords:  connectors,
 		automationRecords: automations,
 		log:               log,
@@ -55,20 +62,22 @@ func newConfig(connectors *store.Register[store.Connector], automations *store.R
 		connectors:        make(map[string]store.Connector),
 		automations:       make(map[string]*automation),
 		byConnector:       make(map[string]*match.Index[*automation]),
+		unfinished:        make(map[string]map[string]struct{}),
 		reselected:        make(map[string]*automation),
 	}
 }
 
 // follow keeps the configuration fresh until ctx ends.
 func (c *config) follow(ctx context.Context) error {
-	var both sync.WaitGroup
-	both.Add(2)
+	var all sync.WaitGroup
+	all.Add(3)
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return c.connectorRecords.Watch(ctx, both.Done, c.seeConnector) })
-	g.Go(func() error { return c.automationRecords.Watch(ctx, both.Done, c.seeAutomation) })
+	g.Go(func() error { return c.connectorRecords.Watch(ctx, all.Done, c.seeConnector) })
+	g.Go(func() error { return c.automationRecords.Watch(ctx, all.Done, c.seeAutomation) })
+	g.Go(func() error { return c.jobRecords.Watch(ctx, all.Done, c.seeJob) })
 	g.Go(func() error {
 		known := make(chan struct{})
-		go func() { both.Wait(); close(known) }()
+		go func() { all.Wait(); close(known) }()
 		select {
 		case <-known:
 			close(c.ready)
@@ -122,6 +131,33 @@ func (c *config) seeConnector(ch store.Change[store.Connector]) {
 		c.connectors[ch.Key] = *ch.Value
 	}
 	c.notify()
+}
+
+func (c *config) seeJob(ch store.Change[store.Job]) {
+	j := ch.Value
+	if j == nil || j.Automation == "" {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if j.Status != store.JobScanning && j.Status != store.JobImporting {
+		delete(c.unfinished[j.Automation], j.ID)
+		if len(c.unfinished[j.Automation]) == 0 {
+			delete(c.unfinished, j.Automation)
+		}
+		return
+	}
+	if c.unfinished[j.Automation] == nil {
+		c.unfinished[j.Automation] = make(map[string]struct{})
+	}
+	c.unfinished[j.Automation][j.ID] = struct{}{}
+}
+
+// jobsOf returns the jobs of an automation that have its objects in hand.
+func (c *config) jobsOf(automation string) []string {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return slices.Collect(maps.Keys(c.unfinished[automation]))
 }
 
 func (c *config) seeAutomation(ch store.Change[store.Automation]) {

@@ -23,7 +23,7 @@ const (
 type known struct {
 	versions []event.Medium // of the object in the automation's index
 	pending  *event.Arrival // nil: none
-	files    []event.File   // of unfinished jobs; only asked for what a scan found
+	files    []event.File   // of unfinished jobs of the automation
 }
 
 // decide says whether o is news at now. live means that o is certainly the version that is there, so that an order

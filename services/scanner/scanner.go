@@ -191,8 +191,8 @@ func (s *Scanner) open(ctx context.Context) (*parts, error) {
 		return nil, err
 	}
 	log := s.env.Log
-	c := newConfig(connectors, automations, log)
-	a := &arrivals{bus: b, sources: s.sources, metrics: s.metrics}
+	c := newConfig(connectors, automations, jobs, log)
+	a := &arrivals{bus: b, config: c, sources: s.sources, metrics: s.metrics}
 	sc := newScans(s.cfg, b, c, scanRecords, a, s.sources, s.metrics, log)
 	return &parts{
 		config: c,

@@ -4,8 +4,8 @@ package main
 import (
 	"os"
 
-	"millrace/services/scanner"
 	"millrace/services/run"
+	"millrace/services/scanner"
 )
 
 func main() { os.Exit(run.Parse(&scanner.Command{}, "scanner", scanner.Description, os.Args[1:])) }
