@@ -136,7 +136,7 @@ func (b *Bus) publish(ctx context.Context, m Message) (uint64, error) {
 // when it is durable. A batch that is refused is halved until the messages that conflict stand alone, so that one
 // stale compare-and-set costs its neighbours a few round trips and nothing else.
 //
-// A subject must not occur twice. Atomic batches are the group commit: some four fsyncs for up to 500 messages.
+// A subject must not occur twice with Expect. Atomic batches are the group commit: some four fsyncs for up to 500 messages.
 func (b *Bus) PublishAll(ctx context.Context, msgs []Message) (seqs []uint64, errs []error) {
 	seqs, errs = make([]uint64, len(msgs)), make([]error, len(msgs))
 	for i := 0; i < len(msgs); i += maxBatch {

@@ -94,7 +94,8 @@ func (g *group) write() {
 	}
 }
 
-// next takes the longest run of messages that can be one batch: in order, and no subject twice.
+// next takes the longest run of messages that can be one batch: in order, and no compare-and-set of a subject that is in
+// it already.
 func (g *group) next() []*pending {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -105,11 +106,11 @@ func (g *group) next() []*pending {
 	seen := make(map[string]struct{}, min(len(g.waiting), maxBatch))
 	n := 0
 	for n < len(g.waiting) && n < maxBatch {
-		s := g.waiting[n].msg.Subject
-		if _, twice := seen[s]; twice {
+		m := g.waiting[n].msg
+		if _, twice := seen[m.Subject]; twice && m.Expect != nil {
 			break
 		}
-		seen[s] = struct{}{}
+		seen[m.Subject] = struct{}{}
 		n++
 	}
 	batch := g.waiting[:n:n]

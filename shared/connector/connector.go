@@ -19,11 +19,13 @@ import (
 	"millrace/shared/store"
 )
 
-// ErrNotAllowed says that a folder lies outside of what the operator allows.
-var ErrNotAllowed = errors.New("folder is not inside a folder given with --allow-dir")
-
-// ErrDisabled says that a connector is switched off.
-var ErrDisabled = errors.New("connector is disabled")
+// Errors of opening. They wrap what a storage would say, so that a caller can tell what may pass from what will not.
+var (
+	// ErrNotAllowed: the folder lies outside of what the operator allows.
+	ErrNotAllowed = fmt.Errorf("it is not inside a folder given with --allow-dir: %w", bucket.ErrPermission)
+	// ErrDisabled: the connector is switched off.
+	ErrDisabled = fmt.Errorf("connector is disabled: %w", bucket.ErrPermission)
+)
 
 // Config of an Opener.
 type Config struct {
@@ -118,7 +120,7 @@ func (o *Opener) Open(ctx context.Context, c store.Connector) (bucket.Source, er
 		}
 		return gcs.NewSource(ctx, gcs.Config{Bucket: c.Bucket, Project: c.Project, Endpoint: c.EndpointURL, CredentialsJSON: key})
 	}
-	return nil, fmt.Errorf("connector %s: provider %q is not supported", c.ID, c.Provider)
+	return nil, fmt.Errorf("connector %s: provider %q: %w", c.ID, c.Provider, errors.ErrUnsupported)
 }
 
 // Credentials opens the sealed credentials of a connector; nil when it has none.
@@ -144,7 +146,7 @@ func (o *Opener) CheckDir(path string) (string, error) {
 		if !o.allowed(filepath.Clean(path)) {
 			return "", fmt.Errorf("folder %q: %w", path, ErrNotAllowed) // says nothing of what exists elsewhere
 		}
-		return "", fmt.Errorf("folder %q: %w", path, err)
+		return "", fmt.Errorf("folder %q: %w: %w", path, bucket.ErrNoBucket, err)
 	}
 	if !o.allowed(real) {
 		return "", fmt.Errorf("folder %q: %w", path, ErrNotAllowed)
@@ -154,7 +156,7 @@ func (o *Opener) CheckDir(path string) (string, error) {
 		return "", fmt.Errorf("folder %q: %w", path, err)
 	}
 	if !info.IsDir() {
-		return "", fmt.Errorf("folder %q: is not a folder", path)
+		return "", fmt.Errorf("%q is not a folder: %w", path, bucket.ErrNoBucket)
 	}
 	return real, nil
 }
