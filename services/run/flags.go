@@ -107,6 +107,7 @@ func Parse(cli any, name, description string, args []string) int {
 		kong.UsageOnError(),
 		kong.DefaultEnvars("MILLRACE"),
 		kong.Configuration(yamlResolver),
+		kong.ValueFormatter(help),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, Tree: false}),
 		kong.Vars{"version": process.Version()},
 		kong.BindTo(ctx, (*context.Context)(nil)),
@@ -165,20 +166,30 @@ func (r resolver) Validate(app *kong.Application) error {
 	return errors.Join(errs...)
 }
 
-// Resolve returns the value of a flag, nil when the file has none.
+// Resolve returns the value of a flag, nil when the file has none or the environment has one, which goes first.
 func (r resolver) Resolve(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, error) {
-	v, ok := r[flag.Name]
-	if !ok {
-		return nil, nil
-	}
-	if list, ok := v.([]any); ok {
-		parts := make([]string, len(list))
-		for i, p := range list {
-			parts[i] = fmt.Sprint(p)
+	for _, env := range flag.Envs {
+		if _, set := os.LookupEnv(env); set {
+			return nil, nil
 		}
-		return strings.Join(parts, ","), nil
 	}
-	return v, nil
+	return r[flag.Name], nil
+}
+
+// help is a flag's help with its default and its environment variable.
+func help(v *kong.Value) string {
+	text := strings.TrimSuffix(v.Help, ".")
+	var notes []string
+	if v.HasDefault && v.Default != "" && !strings.Contains(text, "(default") {
+		notes = append(notes, "default: "+v.Default)
+	}
+	if len(v.Tag.Envs) > 0 {
+		notes = append(notes, "$"+v.Tag.Envs[0])
+	}
+	if len(notes) > 0 {
+		text += " (" + strings.Join(notes, ", ") + ")"
+	}
+	return text + "."
 }
 
 // Print writes the flags of a command as YAML, secrets left out.

@@ -58,7 +58,7 @@ func New(cfg Config, reg *store.Register[store.Connector]) (*Opener, error) {
 			abs, err = filepath.EvalSymlinks(abs)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("allowed folder %q: %w", d, err)
+			return nil, fmt.Errorf("--allow-dir %q: %w", d, err)
 		}
 		cfg.AllowDirs[i] = abs
 	}
