@@ -8,4 +8,6 @@ import (
 	"millrace/services/run"
 )
 
-func main() { os.Exit(run.Parse(&presettrigger.Command{}, "preset-trigger", presettrigger.Description, os.Args[1:])) }
+func main() {
+	os.Exit(run.Parse(&presettrigger.Command{}, "preset-trigger", presettrigger.Description, os.Args[1:]))
+}
