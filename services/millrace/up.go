@@ -47,6 +47,7 @@ type Options struct {
 	MaxSize      int64         `help:"Largest object imported, in bytes; 0: no limit." default:"0"`
 	ScanInterval time.Duration `help:"How often an automation's prefix is listed to find what no notification told." default:"1h"`
 
+	PubSubEndpoint string `help:"Address of a Pub/Sub emulator." hidden:""`
 	run.Log
 }
 
@@ -135,7 +136,7 @@ func (app *App) build(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	scan, err := scanner.New(scanner.Config{ScanInterval: o.ScanInterval}, env, opener)
+	scan, err := scanner.New(scanner.Config{ScanInterval: o.ScanInterval, PubSubEndpoint: o.PubSubEndpoint}, env, opener)
 	if err != nil {
 		return err
 	}
