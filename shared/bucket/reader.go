@@ -78,7 +78,7 @@ type Reader struct {
 func NewReader(ctx context.Context, src Source, obj Object, opts ReaderOptions) *Reader {
 	r := newRangeReader(ctx, src, obj, 0, obj.Size, opts)
 	if obj.CRC32C != "" {
-		r.hash = NewHash()
+		r.hash = NewChecksum()
 	}
 	return r
 }

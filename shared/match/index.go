@@ -165,8 +165,10 @@ func addTo[T any](groups []group[T], m *Matcher, id string, value T) []group[T] 
 	if i < 0 {
 		return append(groups, group[T]{m, []string{id}, []T{value}})
 	}
+	// Entries are only ever added to the newest tree, so what older ones see of these arrays stays as it is. A copy per
+	// entry would make it quadratic where a hundred thousand share a prefix.
 	g := groups[i]
-	groups[i] = group[T]{g.matcher, append(slices.Clone(g.ids), id), append(slices.Clone(g.values), value)}
+	groups[i] = group[T]{g.matcher, append(g.ids, id), append(g.values, value)}
 	return groups
 }
 

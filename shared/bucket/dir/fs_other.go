@@ -20,7 +20,7 @@ func syncWhole(*os.File) error { return errors.ErrUnsupported }
 
 func startWriteback(*os.File, int64, int64) {}
 
-func copyRange(_, _ *os.File, _ int64) (int64, error) { return 0, errors.ErrUnsupported }
+func shareBlocks(_, _ *os.File) error { return errors.ErrUnsupported }
 
 func notify(context.Context, *Source, time.Duration, func(), *slog.Logger, func(Change)) error {
 	return errNoWatches

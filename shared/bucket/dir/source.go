@@ -347,7 +347,7 @@ func wrap(op, path string, err error) error {
 	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ENAMETOOLONG),
-		errors.Is(err, syscall.ELOOP), errors.Is(err, syscall.EINVAL) && op != "read":
+		errors.Is(err, syscall.ELOOP), errors.Is(err, syscall.EINVAL) && op != "read" && op != "copy":
 		says = bucket.ErrNotExist
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
 		says = bucket.ErrPermission

@@ -46,10 +46,11 @@ type round struct {
 	done chan struct{}
 }
 
-// manyFiles is where a round turns to syncing the whole file system. On ext4 an fsync costs about 1 ms when others wait
-// for the same journal commit, and syncfs about as much as 30 of them, plus what other programs have left to write: see
-// BenchmarkSync.
-const manyFiles = 32
+// manyFiles is where a round turns to syncing the whole file system. On ext4, syncing files one by one costs about 0.25 ms
+// each, 16 at a time, and syncing the file system about 1 ms and what there is to write: it is cheaper from two files on
+// (BenchmarkSync). But it also waits for everything other programs have written, so a few files are synced by
+// themselves, which costs no more than that.
+const manyFiles = 8
 
 // maxPending bounds what is remembered about keys that nobody ever syncs.
 const maxPending = 10_000
