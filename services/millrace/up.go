@@ -131,6 +131,11 @@ func (app *App) build(ctx context.Context, o Options) error {
 	if err := o.Topology().Apply(ctx, env.Bus.JetStream()); err != nil {
 		return err
 	}
+	if o.NATSURL == "" && o.NATSListen == "" { // whoever had something in hand was an earlier life of this process
+		if err := o.Topology().Reclaim(ctx, env.Bus.JetStream()); err != nil {
+			return err
+		}
+	}
 	o.SecretsKey = storage.In(o.Data, o.SecretsKey, "secrets.key")
 	opener, keeper, err := o.Opener(ctx, env)
 	if err != nil {

@@ -22,7 +22,7 @@
 // event.RunRequested; the media are in it, or, when the list is empty, JSON Lines in the object media_object of the
 // object store <prefix>-documents. For each it publishes an event.Report to <prefix>.run.report.<run_id>.<video_id>,
 // "processing" if it likes and "successful" or "failed" in the end, and waits for the ack. It extends the message's
-// lease meanwhile (+WPI, at least every 60 s) and acknowledges when all media are reported. A run can come again, so it
+// lease meanwhile (+WPI, every few seconds; a lease is 20 s) and acknowledges when all media are reported. A run can come again, so it
 // first leaves out the media that have a final report: the last message of their subject in <prefix>-reports.
 package worker
 

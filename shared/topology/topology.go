@@ -100,6 +100,10 @@ type Consumer struct {
 
 const day = 24 * time.Hour
 
+// lease is how long a delivery outlives its process. Whoever works longer renews it three times per lease, so it may be
+// short: it is what a crash costs.
+const lease = 20 * time.Second
+
 // Streams is the table of streams, the ones behind key-value buckets and the object store included.
 func (t Topology) Streams() []Stream {
 	limits, work := jetstream.LimitsPolicy, jetstream.WorkQueuePolicy
@@ -147,17 +151,17 @@ func (t Topology) Streams() []Stream {
 // the server would enforce in silence: giving up is ours (bus.Outcome).
 func (t Topology) Consumers() []Consumer {
 	return []Consumer{
-		t.consumer(ScannerNotifications, Notifications, "which files?", 60*time.Second, 20_000, "notification.*"),
-		t.consumer(ScannerJobsLive, Jobs, "plans windows", 60*time.Second, 200_000, "job.requested.live.*"),
-		t.consumer(ScannerJobsBulk, Jobs, "plans one-time jobs", 60*time.Second, 10_000, "job.requested.bulk.*"),
-		t.consumer(ScannerDue, Timers, "re-scans", 60*time.Second, 1_000, "due.scan.*"),
-		t.consumer(DebouncerArrivals, Arrivals, "merges arrivals into windows", 60*time.Second, 20_000, "arrival.*.*"),
-		t.consumer(DebouncerDue, Timers, "closes windows", 30*time.Second, 10_000, "due.window.*"),
-		t.consumer(ImporterLive, Tasks, "imports what somebody waits for", 60*time.Second, 20_000, "task.live.*.*"),
-		t.consumer(ImporterBulk, Tasks, "imports backfills", 60*time.Second, 20_000, "task.bulk.*.*"),
-		t.consumer(PresetTriggerJobs, Events, "starts runs after jobs", 30*time.Second, 1_000,
+		t.consumer(ScannerNotifications, Notifications, "which files?", 20_000, "notification.*"),
+		t.consumer(ScannerJobsLive, Jobs, "plans windows", 200_000, "job.requested.live.*"),
+		t.consumer(ScannerJobsBulk, Jobs, "plans one-time jobs", 10_000, "job.requested.bulk.*"),
+		t.consumer(ScannerDue, Timers, "re-scans", 1_000, "due.scan.*"),
+		t.consumer(DebouncerArrivals, Arrivals, "merges arrivals into windows", 20_000, "arrival.*.*"),
+		t.consumer(DebouncerDue, Timers, "closes windows", 10_000, "due.window.*"),
+		t.consumer(ImporterLive, Tasks, "imports what somebody waits for", 20_000, "task.live.*.*"),
+		t.consumer(ImporterBulk, Tasks, "imports backfills", 20_000, "task.bulk.*.*"),
+		t.consumer(PresetTriggerJobs, Events, "starts runs after jobs", 1_000,
 			"event.import_job.completed.*.*", "event.import_job.partial_completed.*.*"),
-		t.consumer(WorkerRuns, Runs, "carries runs out", 60*time.Second, 1_000, "run.requested.*"),
+		t.consumer(WorkerRuns, Runs, "carries runs out", 1_000, "run.requested.*"),
 	}
 }
 
@@ -220,13 +224,13 @@ func (t Topology) objectStore(name, why string) Stream {
 	}}
 }
 
-func (t Topology) consumer(name, stream, why string, ackWait time.Duration, pending int, filters ...string) Consumer {
+func (t Topology) consumer(name, stream, why string, pending int, filters ...string) Consumer {
 	c := jetstream.ConsumerConfig{
 		Durable:       name,
 		Description:   why,
 		AckPolicy:     jetstream.AckExplicitPolicy,
 		DeliverPolicy: jetstream.DeliverAllPolicy,
-		AckWait:       ackWait,
+		AckWait:       lease,
 		MaxDeliver:    -1,
 		MaxAckPending: pending,
 	}
