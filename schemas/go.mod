@@ -1,8 +1,3 @@
 module millrace/schemas
 
 go 1.26
-
-require (
-	github.com/santhosh-tekuri/jsonschema/v6 v6.0.3 // indirect
-	golang.org/x/text v0.14.0 // indirect
-)
