@@ -269,13 +269,6 @@ func (w *world) due(automation string) bool {
 	return asked
 }
 
-func (w *world) jobsRequested() uint64 {
-	w.t.Helper()
-	s, err := w.bus.State(w.t.Context(), topology.Jobs)
-	must(w.t, err)
-	return s.LastSeq
-}
-
 func TestAutomationEffects(t *testing.T) {
 	w := newWorld(t)
 	f := w.fixture()

@@ -218,7 +218,7 @@ func TestNoSuchRoute(t *testing.T) {
 			t.Errorf("%s %s: no Allow", method, path)
 		}
 	}
-	r, err := http.NewRequest("GET", "/healthz", nil)
+	r, err := http.NewRequest(http.MethodGet, "/healthz", nil)
 	must(t, err)
 	rec := httptest.NewRecorder()
 	w.admin.Handler().ServeHTTP(rec, r)

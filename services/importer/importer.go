@@ -131,8 +131,9 @@ func (im *Importer) Run(ctx context.Context) error {
 
 	// Committers outlive the workers, which wait for them.
 	var commits errgroup.Group
+	outliving := context.WithoutCancel(ctx)
 	for range committers {
-		commits.Go(func() error { im.commitLoop(context.WithoutCancel(ctx)); return nil })
+		commits.Go(func() error { im.commitLoop(outliving); return nil })
 	}
 	defer func() {
 		close(im.commits)

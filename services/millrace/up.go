@@ -159,7 +159,7 @@ func (app *App) build(ctx context.Context, o Options) error {
 	o.Library.Library = storage.In(o.Data, o.Library.Library, "library")
 	library, err := o.Library.Open(ctx)
 	if err != nil {
-		return fmt.Errorf("--library: %w", err)
+		return err
 	}
 	if library != nil {
 		app.host.OnStop("library", func(context.Context) error { return library.Close() })

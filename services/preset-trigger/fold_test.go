@@ -3,6 +3,7 @@ package presettrigger
 import (
 	"fmt"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -51,7 +52,7 @@ func TestFoldDependsOnTheReportsOnly(t *testing.T) {
 		media := rapid.IntRange(1, 6).Draw(t, "media")
 		reports := drawReports(t, media)
 		want := foldOf(media, reports...)
-		again := append(reports, rapid.SliceOf(rapid.SampledFrom(append(reports, said{"vid_x", event.Processing, 1}))).Draw(t, "repeated")...)
+		again := slices.Concat(reports, rapid.SliceOf(rapid.SampledFrom(append(reports, said{"vid_x", event.Processing, 1}))).Draw(t, "repeated"))
 		if got := foldOf(media, rapid.Permutation(again).Draw(t, "order")...); !reflect.DeepEqual(got, want) {
 			t.Fatalf("%+v, want %+v", got, want)
 		}

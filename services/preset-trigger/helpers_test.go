@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"iter"
 	"log/slog"
 	"testing"
@@ -42,7 +41,7 @@ const (
 func newWorld(t testing.TB) *world {
 	t.Helper()
 	broker := brokertest.Start(t)
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	log := slog.New(slog.DiscardHandler)
 	b, err := bus.New(brokertest.Connect(t, broker), topology.Topology{Prefix: "t", Replicas: 1}, "preset-trigger", log)
 	must(t, err)
 	must(t, b.Apply(t.Context(), b.JetStream()))

@@ -240,19 +240,21 @@ func (s *session) work(ctx context.Context, changes <-chan store.Change[store.Ru
 
 // take folds a report and those that wait behind it.
 func (s *session) take(ctx context.Context, m jetstream.Msg, more <-chan jetstream.Msg) error {
-	for range reportBatch {
+	for n := 1; ; n++ {
 		outcome, err := s.report(ctx, m)
 		if err != nil {
 			return err
 		}
 		s.metrics.reports.WithLabelValues(outcome).Inc()
+		if n == reportBatch { // asked before the next is received: what is received is folded
+			return nil
+		}
 		select {
 		case m = <-more:
 		default:
 			return nil
 		}
 	}
-	return nil
 }
 
 // report folds one report and says what became of it.

@@ -68,11 +68,9 @@ func (s Split) Run(ctx context.Context, name string, applies bool, build func(co
 			return errors.Join(err, h.Close())
 		}
 	}
-	err = Patiently(ctx, log, patience, func() error {
-		// Bound before anything is built, as a service registers its metrics when it is made.
-		_, err := s.Topology().Bind(ctx, env.Bus.JetStream(), topology.WorkerRuns)
-		return err
-	})
+	// Looked for before anything is built, as a service registers its metrics when it is made. All of it: whoever applies
+	// it does so in no particular order.
+	err = Patiently(ctx, log, patience, func(ctx context.Context) error { return s.Topology().Complete(ctx, env.Bus.JetStream()) })
 	if err != nil {
 		return errors.Join(err, h.Close())
 	}

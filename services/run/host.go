@@ -135,12 +135,15 @@ func (h *Host) WaitReady(ctx context.Context) error {
 	}
 }
 
-// Patiently repeats bind while the topology is not there yet: services of one deployment start in any order.
-func Patiently(ctx context.Context, log *slog.Logger, patience time.Duration, bind func() error) error {
+// Patiently repeats bind while the topology is not there yet or does not answer: services of one deployment start in any
+// order.
+func Patiently(ctx context.Context, log *slog.Logger, patience time.Duration, bind func(context.Context) error) error {
 	deadline := time.Now().Add(patience)
 	for told := false; ; told = true {
-		err := bind()
-		if !errors.Is(err, topology.ErrMissing) || time.Now().After(deadline) {
+		attempt, cancel := context.WithTimeout(ctx, bindTimeout)
+		err := bind(attempt)
+		cancel()
+		if !notYet(err) || ctx.Err() != nil || time.Now().After(deadline) {
 			return err
 		}
 		if !told {
@@ -152,4 +155,13 @@ func Patiently(ctx context.Context, log *slog.Logger, patience time.Duration, bi
 			return ctx.Err()
 		}
 	}
+}
+
+// bindTimeout bounds one attempt to find the topology. A stream without a leader does not answer.
+const bindTimeout = 3 * time.Second
+
+// notYet reports whether err is one that time may cure.
+func notYet(err error) bool {
+	return errors.Is(err, topology.ErrMissing) || errors.Is(err, context.DeadlineExceeded) ||
+		errors.Is(err, nats.ErrTimeout) || errors.Is(err, nats.ErrNoResponders)
 }

@@ -263,7 +263,7 @@ func (c *config) isEnabled(id string) bool {
 func (c *config) freshAutomation(ctx context.Context, id string) (*automation, error) {
 	a, _, err := c.automationRecords.Get(ctx, id)
 	if errors.Is(err, store.ErrNotFound) {
-		return nil, nil //nolint:nilnil // nothing is an answer
+		return nil, nil
 	}
 	if err != nil {
 		return nil, err

@@ -150,7 +150,7 @@ func (s *scans) scan(ctx context.Context, a *automation, rec store.Scan, due, ca
 	s.metrics.drift.Add(float64(t.drift))
 
 	now := time.Now().UTC()
-	next := timer{epoch: newEpoch(), next: now.Add(s.cfg.pause(rec, t.notified, t.failure != nil, rand.Float64()))} //nolint:gosec // spread, not secrecy
+	next := timer{epoch: newEpoch(), next: now.Add(s.cfg.pause(rec, t.notified, t.failure != nil, rand.Float64()))}
 	if due {
 		if err := s.arm(ctx, a.ID, next); err != nil {
 			return err

@@ -116,7 +116,7 @@ func (f *followers) follow(ctx context.Context, c store.Connector) {
 		}
 		f.log.Warn("connector is not being followed", "connector", c.ID, "again_in", pause, "error", err)
 		select {
-		case <-time.After(pause/2 + rand.N(pause/2)): //nolint:gosec // spread, not secrecy
+		case <-time.After(pause/2 + rand.N(pause/2)):
 		case <-ctx.Done():
 			return
 		}

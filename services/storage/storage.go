@@ -5,6 +5,7 @@ package storage
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 
 	"millrace/shared/bucket"
@@ -46,7 +47,11 @@ type Library struct {
 
 // Open opens the library; nil for none.
 func (l Library) Open(ctx context.Context) (bucket.Library, error) {
-	return connector.OpenLibrary(ctx, l.Library, l.LibraryEndpoint)
+	library, err := connector.OpenLibrary(ctx, l.Library, l.LibraryEndpoint)
+	if err != nil {
+		return nil, fmt.Errorf("--library: %w", err)
+	}
+	return library, nil
 }
 
 // In returns path, or name in folder dir when path is empty.

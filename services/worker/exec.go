@@ -88,7 +88,7 @@ func (w *Worker) exec(ctx context.Context, req event.RunRequested, m event.RunMe
 	err = cmd.Wait()
 	killGroup(cmd) // what it left behind in the background
 	if said := strings.TrimSpace(strings.ToValidUTF8(string(stderr.bytes()), "\uFFFD")); said != "" {
-		w.env.Log.Info(said, "video_id", m.Video, "run_id", req.Run)
+		w.env.Log.Info(said, "video_id", m.Video, "run_id", req.Run) //nolint:sloglint // the command's own words
 	}
 
 	var exit *exec.ExitError

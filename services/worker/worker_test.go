@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"iter"
 	"log/slog"
 	"net/url"
@@ -43,7 +42,7 @@ type world struct {
 func newWorld(t testing.TB) *world {
 	t.Helper()
 	broker := brokertest.Start(t)
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	log := slog.New(slog.DiscardHandler)
 	b, err := bus.New(brokertest.Connect(t, broker), topology.Topology{Prefix: "t", Replicas: 1}, "worker", log)
 	must(t, err)
 	must(t, b.Apply(t.Context(), b.JetStream()))

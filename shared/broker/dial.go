@@ -43,7 +43,7 @@ func Dial(url, name string, opts ...nats.Option) (*nats.Conn, error) {
 		if parse := new(neturl.Error); errors.As(err, &parse) {
 			err = parse.Err // without the URL, which may carry credentials
 		}
-		return nil, fmt.Errorf("broker: connect %s: %w", redact(url), err)
+		return nil, fmt.Errorf("broker: connect %s: %w (is a broker running there? choose another with --nats-url)", redact(url), err)
 	}
 	if err := errors.Join(CheckVersion(nc), checkJetStream(nc)); err != nil {
 		nc.Close()
@@ -65,6 +65,9 @@ func clientOptions(name string) []nats.Option {
 		nats.MaxPingsOutstanding(2),
 		// A token that is being exchanged must not end the connection for good.
 		nats.IgnoreAuthErrorAbort(),
+		// The room that each synchronous subscription gets at once, and so each direct get, whose answer has no more than
+		// 1,024 messages. The client's default is half a megabyte of it.
+		nats.SyncQueueLen(4096),
 	}
 }
 

@@ -89,7 +89,7 @@ func (f *File) block(number int64) ([]byte, error) {
 	if _, err := io.ReadFull(r, data); err != nil {
 		return nil, err
 	}
-	if _, err := r.Read(make([]byte, 1)); err != io.EOF { // the version holds only from here on
+	if _, err := r.Read(make([]byte, 1)); !atEnd(err) { // the version holds only from here on
 		return nil, err
 	}
 	if f.recent.Len() >= fileBlocks {

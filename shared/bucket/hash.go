@@ -85,7 +85,7 @@ func (h *Hash) Copy(ctx context.Context, w io.Writer, r io.Reader, buf []byte, w
 				return fmt.Errorf("write: %w", err)
 			}
 		}
-		if err == io.EOF {
+		if atEnd(err) {
 			return h.Check(want)
 		}
 		if err != nil {
@@ -93,6 +93,9 @@ func (h *Hash) Copy(ctx context.Context, w io.Writer, r io.Reader, buf []byte, w
 		}
 	}
 }
+
+// atEnd reports whether err is the end of a reader. An error that wraps io.EOF is not: connections break with those.
+func atEnd(err error) bool { return err == io.EOF } //nolint:errorlint // see above
 
 // fill reads until buf is full or r has no more. Unlike io.ReadFull it keeps what r said at its end, so that a short
 // last piece is no error and a broken connection is.

@@ -76,7 +76,7 @@ func expected(err error) bool {
 	case ClassNone, ClassNotExist, ClassChanged, ClassCancelled, ClassUnsupported:
 		return true
 	}
-	return err == io.EOF
+	return atEnd(err)
 }
 
 func (m *Metrics) observe(side, op string, start time.Time, err error) {

@@ -170,7 +170,7 @@ func (r *Reader) want() int64 {
 
 // judge returns the error that err means for the Reader, or nil if it is worth another attempt.
 func (r *Reader) judge(err error) error {
-	if err == io.EOF && r.offset == r.end {
+	if atEnd(err) && r.offset == r.end {
 		if r.hash == nil {
 			return io.EOF
 		}
@@ -185,7 +185,7 @@ func (r *Reader) judge(err error) error {
 		}
 		return fmt.Errorf("read %q at %d of %d: %w", r.obj.Path, r.offset, r.obj.Size, ended)
 	}
-	if err == io.EOF {
+	if atEnd(err) {
 		err = io.ErrUnexpectedEOF
 	}
 	unpinned := r.obj.Version == "" && r.offset > r.start
@@ -198,7 +198,7 @@ func (r *Reader) judge(err error) error {
 
 // broke gives up the connection and says when to make the next.
 func (r *Reader) broke(err error) {
-	if err == io.EOF && r.offset == r.end {
+	if atEnd(err) && r.offset == r.end {
 		return // bytes and the end in one Read: the next Read meets the end again
 	}
 	r.drop()

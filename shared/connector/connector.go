@@ -175,6 +175,8 @@ func (o *Opener) allowed(path string) bool {
 // Google Cloud Storage the machine's own credentials are used; endpoint, when not empty, is an emulator's.
 func OpenLibrary(ctx context.Context, spec, endpoint string) (bucket.Library, error) {
 	switch {
+	case spec == "":
+		return nil, errors.New("library: required: a folder, gs://BUCKET/PREFIX or none")
 	case spec == "none":
 		return nil, nil
 	case strings.HasPrefix(spec, "gs://"):

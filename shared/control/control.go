@@ -86,17 +86,11 @@ type Config struct {
 
 // Validate reports everything that is wrong with c.
 func (c Config) Validate() error {
-	var errs []error
-	if c.Connect == nil {
-		errs = append(errs, errors.New("Connect is required"))
-	}
-	if c.Dead == nil {
-		errs = append(errs, errors.New("Dead is required"))
-	}
-	if c.Grace < 0 {
-		errs = append(errs, errors.New("Grace is negative"))
-	}
-	return wrap("control: config", errors.Join(errs...))
+	var m mistakes
+	m.add(c.Connect == nil, "Connect", "is required")
+	m.add(c.Dead == nil, "Dead", "is required")
+	m.add(c.Grace < 0, "Grace", "is negative")
+	return wrap("control: config", errors.Join(m...))
 }
 
 // Handler is one durable consumer and what is done with its messages.
@@ -128,24 +122,23 @@ type Handler struct {
 
 // Validate reports everything that is wrong with h.
 func (h Handler) Validate() error {
-	var errs []error
-	for _, required := range []struct{ field, value string }{
-		{"Name", h.Name}, {"Stream", h.Stream}, {"Consumer", h.Consumer},
-	} {
-		if required.value == "" {
-			errs = append(errs, fmt.Errorf("%s is required", required.field))
-		}
+	var m mistakes
+	m.add(h.Name == "", "Name", "is required")
+	m.add(h.Stream == "", "Stream", "is required")
+	m.add(h.Consumer == "", "Consumer", "is required")
+	m.add(h.Handle == nil, "Handle", "is required")
+	m.add(h.Concurrency < 0, "Concurrency", "is negative")
+	m.add(h.Timeout < 0, "Timeout", "is negative")
+	return wrap(fmt.Sprintf("control: handler %q", h.Name), errors.Join(m...))
+}
+
+// mistakes collects what is wrong with the fields of a struct.
+type mistakes []error
+
+func (m *mistakes) add(wrong bool, field, how string) {
+	if wrong {
+		*m = append(*m, fmt.Errorf("%s %s", field, how))
 	}
-	if h.Handle == nil {
-		errs = append(errs, errors.New("Handle is required"))
-	}
-	if h.Concurrency < 0 {
-		errs = append(errs, errors.New("Concurrency is negative"))
-	}
-	if h.Timeout < 0 {
-		errs = append(errs, errors.New("Timeout is negative"))
-	}
-	return wrap(fmt.Sprintf("control: handler %q", h.Name), errors.Join(errs...))
 }
 
 // Message is one delivery of a message, as a handler sees it.

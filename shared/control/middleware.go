@@ -118,6 +118,7 @@ func logVerdict(ctx context.Context, log *slog.Logger, d *delivery, v bus.Verdic
 	case bus.Dead:
 		level, text = slog.LevelError, "dead-lettered"
 	}
+	//nolint:sloglint // one of the three above
 	log.Log(ctx, level, text, "subject", d.message.Subject, "id", d.message.ID, "sequence", d.message.Sequence,
 		"delivered", d.message.Delivered, "delay", v.Delay, "error", err)
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -86,7 +87,7 @@ func TestFFprobeChangesNoVerdict(t *testing.T) {
 
 func TestFFprobeFindsDamage(t *testing.T) {
 	p := realFFprobe(t)
-	avi := append(read(t, "clip.avi")[:16], make([]byte, 4096)...)
+	avi := slices.Concat(read(t, "clip.avi")[:16], make([]byte, 4096))
 	var unreadable *UnreadableError
 	if _, err := probe(p, avi); !errors.As(err, &unreadable) || unreadable.Container != "avi" {
 		t.Errorf("got %v, want an unreadable avi", err)
@@ -240,7 +241,7 @@ func TestReaderErrorsWhileFeeding(t *testing.T) {
 	p := fakeFFprobe(t, time.Minute, "cat >/dev/null; echo '"+goodReport+"'")
 	b := read(t, "clip.avi")
 	_, err := p.Probe(t.Context(), &flaky{bytes.NewReader(b), 30_000, errBroken}, int64(len(b)), "")
-	if err != errBroken {
+	if err != errBroken { //nolint:errorlint // as it is, not wrapped
 		t.Errorf("got %v, want %v", err, errBroken)
 	}
 	_, err = p.Probe(t.Context(), &flaky{bytes.NewReader(b), 30_000, io.EOF}, int64(len(b)), "")

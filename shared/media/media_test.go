@@ -266,7 +266,7 @@ func TestReaderErrorsAreNotTheFiles(t *testing.T) {
 		for from := 0; from < len(b); from += 1 + len(b)/50 {
 			// It fails, unless it was not read that far.
 			info, err := p.Probe(t.Context(), &flaky{bytes.NewReader(b), int64(from), errBroken}, int64(len(b)), "")
-			if err != nil && err != errBroken {
+			if err != nil && err != errBroken { //nolint:errorlint // as it is, not wrapped
 				t.Errorf("%s, broken at %d: %v, want %v", name, from, err, errBroken)
 			}
 			if err == nil && from < SniffLen {
@@ -284,7 +284,7 @@ func TestCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	b := read(t, "video.mp4")
-	if _, err := New(Config{}).Probe(ctx, bytes.NewReader(b), int64(len(b)), ""); err != context.Canceled {
+	if _, err := New(Config{}).Probe(ctx, bytes.NewReader(b), int64(len(b)), ""); err != context.Canceled { //nolint:errorlint // as it is, not wrapped
 		t.Errorf("got %v, want %v", err, context.Canceled)
 	}
 }

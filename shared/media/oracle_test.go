@@ -16,7 +16,7 @@ func TestAgreesWithGoMP4(t *testing.T) {
 			t.Fatal(err)
 		}
 		src := newSource(t.Context(), bytes.NewReader(b), int64(len(b)))
-		defer src.release()
+		t.Cleanup(src.release)
 		f := &mp4File{src: src}
 		if err := f.walk(); err != nil {
 			t.Fatal(err)

@@ -10,7 +10,7 @@ import (
 // Group runs actors that live and die together: the first to return, with an error or without, stops the others, and
 // Wait waits for all of them. Make one with NewGroup.
 type Group struct {
-	ctx    context.Context //nolint:containedctx // the group is the scope of this context
+	ctx    context.Context // the group is the scope of this context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 

@@ -42,7 +42,7 @@ func (l *Leases) Hold(ctx context.Context, key string, do func(context.Context) 
 	for ctx.Err() == nil {
 		if err := l.acquire(ctx, key); err != nil {
 			if ctx.Err() != nil {
-				return nil
+				return nil //nolint:nilerr // it was told to end
 			}
 			return err
 		}

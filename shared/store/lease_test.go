@@ -31,7 +31,7 @@ func TestOneHolderAtATime(t *testing.T) {
 		b, _ := connect()
 		l := leases(t, b, fmt.Sprint("holder", i))
 		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
+		t.Cleanup(cancel)
 		g.Go(func() {
 			mine := 0
 			err := l.Hold(ctx, "tracker", func(ctx context.Context) error {

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"millrace/services/millrace"
-	"millrace/services/millrace/client"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -16,6 +14,8 @@ import (
 	"strings"
 	"time"
 
+	"millrace/services/millrace"
+	"millrace/services/millrace/client"
 	"millrace/shared/event"
 	"millrace/shared/media/samples"
 )
@@ -29,7 +29,7 @@ type demoCommand struct {
 const demoTimeout = 40 * time.Second
 
 // Run runs the demo.
-func (c *demoCommand) Run(ctx context.Context) error {
+func (c *demoCommand) Run(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, demoTimeout)
 	defer cancel()
 	dir, err := os.MkdirTemp("", "millrace-demo-")
@@ -58,7 +58,7 @@ func (c *demoCommand) Run(ctx context.Context) error {
 	go func() { ended <- app.Run(run) }()
 	defer func() {
 		stop()
-		<-ended
+		err = errors.Join(err, <-ended)
 	}()
 	if err := app.WaitReady(ctx); err != nil {
 		return err

@@ -4,9 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"millrace/services/millrace/client"
 	"net/http"
 	"os"
+
+	"millrace/services/millrace/client"
 )
 
 // server are the flags of commands that speak to a server.

@@ -3,12 +3,12 @@ package cli
 import (
 	"context"
 	"fmt"
-	"millrace/services/millrace/client"
 	"net/http"
 	"os"
 	"path/filepath"
 
 	"millrace/services/millrace"
+	"millrace/services/millrace/client"
 )
 
 // The quickstart is what a newcomer would set up by hand, done at the first start: a watched folder that fills an index

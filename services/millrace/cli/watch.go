@@ -5,13 +5,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"millrace/services/millrace/client"
 	"os"
 	"strings"
 	"time"
 
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
+
+	"millrace/services/millrace/client"
 )
 
 // pollEvery is how often a job that is being watched is looked at.

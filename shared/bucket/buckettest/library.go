@@ -2,6 +2,7 @@ package buckettest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,9 +51,9 @@ func wantKeys(t testing.TB, lib bucket.Library, want ...string) {
 	}
 }
 
-func testPut(t *testing.T, f Fixture, _ Features) {
+func testPut(t *testing.T, f Fixture, has Features) {
 	lib := f.Library
-	for i, size := range []int{0, 1, 64 << 10, 1 << 20, 1<<20 + 1, 20 << 20} {
+	for i, size := range []int{0, 1, 64 << 10, 1 << 20, 1<<20 + 1, cmp.Or(has.Large, 20<<20)} {
 		body, key := data(size, byte(i)), fmt.Sprintf("%02x/%032x", i, i)
 		h := hashOf(body)
 		for _, want := range []bucket.Want{

@@ -2,6 +2,7 @@ package buckettest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -61,9 +62,9 @@ func testList(t *testing.T, f Fixture, _ Features) {
 	}
 }
 
-func testListMany(t *testing.T, f Fixture, _ Features) {
+func testListMany(t *testing.T, f Fixture, has Features) {
 	var want []string
-	for i := range 2_100 { // more than two pages of any provider
+	for i := range cmp.Or(has.Many, 2_100) {
 		key := fmt.Sprintf("many/%02d/%04d", i/300, i)
 		f.Write(t, key, nil)
 		want = append(want, key)
@@ -71,8 +72,9 @@ func testListMany(t *testing.T, f Fixture, _ Features) {
 	if got := paths(t, f.Source, bucket.ListOptions{}); !slices.Equal(got, want) {
 		t.Errorf("lists %d objects, want %d in order", len(got), len(want))
 	}
-	if got := paths(t, f.Source, bucket.ListOptions{StartAfter: want[1049]}); !slices.Equal(got, want[1050:]) {
-		t.Errorf("lists %d objects after the middle, want %d in order", len(got), len(want)-1050)
+	middle := len(want) / 2
+	if got := paths(t, f.Source, bucket.ListOptions{StartAfter: want[middle-1]}); !slices.Equal(got, want[middle:]) {
+		t.Errorf("lists %d objects after the middle, want %d in order", len(got), len(want)-middle)
 	}
 }
 
@@ -245,14 +247,14 @@ func testOverwriting(t *testing.T, f Fixture, _ Features) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer r.Close()
+		t.Cleanup(func() { r.Close() })
 		first := make([]byte, 1000)
 		if _, err := io.ReadFull(r, first); err != nil {
 			t.Fatal(err)
 		}
 		f.Write(t, "obj", data(2<<20, 2))
 		rest, err := io.ReadAll(r)
-		if err == nil && !bytes.Equal(append(first, rest...), old) {
+		if err == nil && !bytes.Equal(slices.Concat(first, rest), old) {
 			t.Errorf("version %q: %d bytes read as whole are not the version's", v, len(first)+len(rest))
 		}
 		if err != nil && !errors.Is(err, bucket.ErrChanged) {

@@ -35,6 +35,10 @@ type Features struct {
 	Newlines  bool // a path may contain a line feed
 	Checksums bool // objects of the source carry their CRC32C
 	Copies    bool // Library.CopyFrom takes objects of Source; otherwise it refuses them
+
+	// A driver whose storage is slow in tests may do with less.
+	Many  int // how many objects the longest listing has: more than two pages; default 2100
+	Large int // bytes of the largest object put: more than goes out at once; default 20 MiB
 }
 
 // Run runs the suite.

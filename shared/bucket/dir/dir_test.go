@@ -69,7 +69,7 @@ func sharesBlocks(t testing.TB) bool {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer f.Close()
+		t.Cleanup(func() { f.Close() })
 		files[i] = f
 	}
 	return shareBlocks(files[0], files[1]) == nil

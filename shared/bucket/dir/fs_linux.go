@@ -68,7 +68,7 @@ func shareBlocks(out, in *os.File) error {
 // links returns how many names a file has.
 func links(info os.FileInfo) uint64 {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		return uint64(st.Nlink)
+		return uint64(st.Nlink) //nolint:unconvert // its type differs between architectures
 	}
 	return 1
 }

@@ -115,7 +115,7 @@ func (l *Library) CopyFrom(
 		if err := shareBlocks(f, in.f); err != nil {
 			return wrap("copy", obj.Path, err)
 		}
-		if err := in.end(); err != io.EOF { // it changed before it was copied
+		if err := in.end(); !errors.Is(err, io.EOF) { // it changed before it was copied
 			return err
 		}
 		buf := buffers.Get().(*[bufSize]byte)

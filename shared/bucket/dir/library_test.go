@@ -66,12 +66,12 @@ func TestPutSurvivesTidyPeople(t *testing.T) {
 
 // TestCrash has another process die in the middle of a Put, beside a living one.
 func TestCrash(t *testing.T) {
-	root := t.TempDir()
-	if os.Getenv("MILLRACE_CRASH_IN") != "" {
-		crash(os.Getenv("MILLRACE_CRASH_IN"))
+	if root := os.Getenv("MILLRACE_CRASH_IN"); root != "" {
+		crash(root) // before it makes a folder that nobody would remove
 	}
+	root := t.TempDir()
 	alive := newLibrary(t, root)
-	cmd := exec.Command(os.Args[0], "-test.run=^TestCrash$")
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestCrash$")
 	cmd.Env = append(os.Environ(), "MILLRACE_CRASH_IN="+root)
 	out, err := cmd.StdoutPipe()
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -56,7 +57,7 @@ func notify(
 	}
 	file := os.NewFile(uintptr(fd), "inotify")
 	defer file.Close()
-	stop := context.AfterFunc(ctx, func() { file.SetReadDeadline(time.Now()) })
+	stop := context.AfterFunc(ctx, func() { _ = file.SetReadDeadline(time.Now()) })
 	defer stop()
 	n := &notifier{
 		src: src, root: src.root.Load(), log: log, report: report, fd: fd, file: file,
@@ -75,8 +76,10 @@ func (n *notifier) run(ctx context.Context, check time.Duration) error {
 	check = min(check, 5*time.Second)
 	buf := make([]byte, 64<<10)
 	for {
-		n.file.SetReadDeadline(time.Now().Add(check))
-		if err := ctx.Err(); err != nil { // it may have ended just before the line above
+		if err := n.file.SetReadDeadline(time.Now().Add(check)); err != nil {
+			return fmt.Errorf("inotify: %w", err)
+		}
+		if err := ctx.Err(); err != nil { // it may have ended just before the deadline was set
 			return err
 		}
 		got, err := n.file.Read(buf)
@@ -179,20 +182,20 @@ func (n *notifier) add(ctx context.Context, folder string, report func(Change)) 
 		mask &^= unix.IN_DONT_FOLLOW // which folder the root is, is for its owner to say
 	}
 	wd, err := addWatch(n.fd, filepath.Join(n.src.path, folder), mask)
-	switch err {
-	case nil:
-	case unix.ENOENT, unix.ENOTDIR, unix.ELOOP:
+	switch {
+	case err == nil:
+	case oneOf(err, unix.ENOENT, unix.ENOTDIR, unix.ELOOP):
 		if folder == "" {
 			return rootError(n.src.path, err)
 		}
 		return nil // gone again
-	case unix.EACCES, unix.EPERM:
+	case oneOf(err, unix.EACCES, unix.EPERM):
 		if folder == "" {
 			return rootError(n.src.path, err)
 		}
 		n.log.Warn("cannot watch a folder that is closed to us", "path", folder, "error", err)
 		return nil
-	case unix.ENOSPC, unix.ENOMEM:
+	case oneOf(err, unix.ENOSPC, unix.ENOMEM):
 		return fmt.Errorf("%w: %d folders watched: %w", errNoWatches, len(n.folders), err)
 	default:
 		return wrap("watch", folder, err)
@@ -269,4 +272,8 @@ func (n *notifier) forget(wd int32, folder string) {
 	if n.watches[folder] == wd {
 		delete(n.watches, folder)
 	}
+}
+
+func oneOf(err error, these ...error) bool {
+	return slices.ContainsFunc(these, func(one error) bool { return errors.Is(err, one) })
 }

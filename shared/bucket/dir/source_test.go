@@ -146,7 +146,7 @@ func TestRewrittenWhileRead(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer r.Close()
+		t.Cleanup(func() { r.Close() })
 		if _, err := io.ReadFull(r, make([]byte, 500)); err != nil {
 			t.Fatal(err)
 		}

@@ -72,7 +72,7 @@ func wrapWrite(ctx context.Context, op, key string, err error) error {
 		}
 	default:
 		if says = translate(err); errors.Is(says, bucket.ErrUnreadable) {
-			says = fmt.Errorf("%w: %v", bucket.ErrPermission, says) // about the library's own key
+			says = fmt.Errorf("%w: %v", bucket.ErrPermission, says) //nolint:errorlint // about the library's own key: the one or the other
 		}
 	}
 	return wrap(ctx, op, key, says)

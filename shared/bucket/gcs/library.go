@@ -263,7 +263,7 @@ func (l *Library) verify(ctx context.Context, key string, attrs *storage.ObjectA
 		got.Size, got.CRC32C, size, crc, bucket.ErrChecksum)
 	ours := l.client.bucket.Object(l.prefix + key).If(storage.Conditions{GenerationMatch: attrs.Generation})
 	if derr := ours.Delete(ctx); derr != nil {
-		return fmt.Errorf("%w; and it is still there: %v", err, wrap(ctx, "delete", key, derr))
+		return fmt.Errorf("%w; and it is still there: %v", err, wrap(ctx, "delete", key, derr)) //nolint:errorlint // it counts as what err is
 	}
 	return err
 }
@@ -295,7 +295,7 @@ func (l *Library) CopyFrom(
 	if errors.Is(err, bucket.ErrPermission) {
 		// The one account may not read there, or the buckets are walled off from each other. The caller has both
 		// accounts, and can still carry the bytes over.
-		err = fmt.Errorf("%w: %v", errors.ErrUnsupported, err)
+		err = fmt.Errorf("%w: %v", errors.ErrUnsupported, err) //nolint:errorlint // no longer one of permission
 	}
 	if err != nil {
 		return bucket.Stored{}, fmt.Errorf("copy %q to %q: %w", obj.Path, key, err)

@@ -20,7 +20,7 @@ import (
 	"millrace/shared/bucket"
 )
 
-// ErrNoSubscription: the Pub/Sub subscription does not exist.
+// ErrNoSubscription means that the Pub/Sub subscription does not exist.
 var ErrNoSubscription = errors.New("subscription does not exist")
 
 // PullConfig says which notifications to pull. Only Subscription is required.

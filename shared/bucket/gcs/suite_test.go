@@ -12,6 +12,7 @@ func TestSuite(t *testing.T) {
 	buckettest.Suite{
 		New: func(t *testing.T) buckettest.Fixture {
 			s := gcstest.Start(t, "source", "library")
+			s.Page = 100
 			return buckettest.Fixture{
 				Source:  source(t, s, gcs.Config{Bucket: "source"}),
 				Write:   func(_ testing.TB, path string, data []byte) { s.Put("source", path, data) },
@@ -19,7 +20,8 @@ func TestSuite(t *testing.T) {
 				Library: library(t, s, gcs.Config{Bucket: "library", Prefix: "media"}),
 			}
 		},
-		Features: buckettest.Features{Checksums: true, Copies: true},
+		// The fake goes through all objects to find one, and copies an object several times.
+		Features: buckettest.Features{Checksums: true, Copies: true, Many: 210, Large: 9 << 20},
 	}.Run(t)
 }
 

@@ -7,6 +7,7 @@ package gcstest
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -21,6 +22,10 @@ import (
 type Server struct {
 	// URL is what goes into gcs.Config.Endpoint: http://127.0.0.1:port.
 	URL string
+
+	// Page is how many objects stand on one page of a listing. To be set before the first request; Start sets it to
+	// Google's 1000.
+	Page int
 
 	http *httptest.Server
 	fake *fakestorage.Server
@@ -42,7 +47,7 @@ func Start(t testing.TB, buckets ...string) *Server {
 	if err != nil {
 		t.Fatalf("start storage: %v", err)
 	}
-	s := &Server{fake: fake, uploads: map[string]*upload{}}
+	s := &Server{Page: 1000, fake: fake, uploads: map[string]*upload{}}
 	s.http = httptest.NewServer(s)
 	s.URL = s.http.URL
 	for _, name := range buckets {
@@ -152,7 +157,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (s *Server) arrived(r *http.Request) *fault {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.requests = append(s.requests, r)
+	past := r.Clone(context.Background()) // what serves the request may change it
+	past.Body = nil                       // for others to have the memory
+	s.requests = append(s.requests, past)
 	for _, f := range s.faults {
 		if f.left != 0 && f.match(r) {
 			f.left--

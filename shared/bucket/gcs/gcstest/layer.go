@@ -89,14 +89,11 @@ func (s *Server) hasBucket(name string) bool {
 	return rec.Code == http.StatusOK
 }
 
-// page is how many objects Google puts on one.
-const page = 1000
-
 func (s *Server) serveRead(w http.ResponseWriter, r *http.Request, t target) {
 	if t.object == "" { // a listing
 		q := r.URL.Query()
-		if n, err := strconv.Atoi(q.Get("maxResults")); err != nil || n <= 0 || n > page {
-			q.Set("maxResults", strconv.Itoa(page))
+		if n, err := strconv.Atoi(q.Get("maxResults")); err != nil || n <= 0 || n > s.Page {
+			q.Set("maxResults", strconv.Itoa(s.Page))
 			r.URL.RawQuery = q.Encode()
 		}
 	} else if !s.has(t, r.URL.Query().Get("generation")) {

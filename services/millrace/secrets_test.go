@@ -1,0 +1,150 @@
+package millrace_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"millrace/services/millrace/client"
+	"millrace/shared/bucket/gcs/gcstest"
+	"millrace/shared/topology"
+)
+
+// TestSecretsStayInside plants secrets that can be recognised, uses them in every way there is, and looks for them in
+// everything that comes out: answers, logs at their most talkative, metrics, events, results, errors, and every byte of
+// the data folder (I12).
+func TestSecretsStayInside(t *testing.T) {
+	const key, token, marker = "PLANTED-api-key-8f2c1b", "PLANTED-nats-token-77aa", "PLANTED-inside-the-credentials"
+	storage := gcstest.Start(t, "bucket")
+	storage.Put("bucket", "cloud.mp4", sample(t, "video.mp4"))
+	var account map[string]string
+	must(t, json.Unmarshal(storage.Credentials(t), &account))
+	account["marker"] = marker
+	credentials, err := json.Marshal(account)
+	must(t, err)
+	private := strings.Split(account["private_key"], "\n")[2] // a line of the PEM block
+	if len(private) < 40 {
+		t.Fatalf("not a line of a private key: %q", private)
+	}
+	secrets := map[string]string{"API key": key, "NATS token": token, "credentials": marker, "private key": private}
+
+	listen := freeAddr(t)
+	// The executor's command prints its whole environment, which is where a key may come from too.
+	env := `printf '{"bytes":%d,"env":"%s"}' "$(wc -c <"$1")" "$(env | tr -d '"\\' | tr '\n' ' ')"`
+	up := newUp(t, "--nats-listen", listen, "--executor", "exec="+env, "--log-level", "debug", "--log-format", "json")
+	for i, a := range up.args { // by the environment, as a service manager does it
+		if a == "--api-key" {
+			up.args = append(up.args[:i:i], up.args[i+2:]...)
+			break
+		}
+	}
+	up.env = []string{"MILLRACE_API_KEY=" + key, "MILLRACE_NATS_TOKEN=" + token}
+	up.start()
+	up.waitReady(up.url)
+	up.api = client.New(up.url, key)
+	p := wire(t, up.api, up.inbox)
+
+	var said bytes.Buffer // all answers
+	call := func(method, path string, header http.Header, body []byte) response {
+		t.Helper()
+		if header == nil {
+			header = http.Header{"X-Api-Key": {key}, "Content-Type": {"application/json"}}
+		}
+		res, err := send(t.Context(), method, up.url+path, header, body)
+		must(t, err)
+		fmt.Fprintf(&said, "%s %s: %d %v %s\n", method, path, res.status, res.header, res.body)
+		return res
+	}
+	create := func(credentials []byte) (id string) {
+		t.Helper()
+		body, kind := form(t, map[string]string{"name": "Cloud", "bucket": "bucket", "gcp_project_id": "test", "endpoint_url": storage.URL}, credentials)
+		res := call("POST", "/api/v2/connectors/gcs", http.Header{"X-Api-Key": {key}, "Content-Type": {kind}}, body)
+		var c struct {
+			ID string `json:"connector_id"`
+		}
+		must(t, json.Unmarshal(res.body, &c))
+		return c.ID
+	}
+	cloud := create(credentials)
+	create([]byte(marker))                          // not JSON
+	create(fmt.Appendf(nil, `{"type":%q}`, marker)) // not of a service account
+	broken := create(bytes.Replace(credentials, []byte("-----BEGIN"), []byte("-----BEGAN"), 1))
+
+	p.automate(p.index, "1s", nil)
+	p.drop("here.mp4", sample(t, "video.mp4"))
+	j := p.nthJob(1)
+	j = p.follow(j.ID, patience)
+	run := p.nthRun(1)
+	p.followRun(run, j, patience)
+	call("GET", "/api/v2/prompt-runs/"+run+"/results?video_id="+j.Videos[0], nil, nil)
+
+	body, err := json.Marshal(obj{"connector_id": cloud, "index_id": p.index})
+	must(t, err)
+	var job client.Job
+	must(t, json.Unmarshal(call("POST", "/api/v2/import-jobs", nil, body).body, &job))
+	if j = p.follow(job.ID, patience); len(j.Videos) != 1 {
+		t.Errorf("nothing came from the cloud: %+v", j)
+	}
+	call("POST", "/api/v2/connectors/"+cloud+"/test", nil, nil)
+	call("POST", "/api/v2/connectors/"+broken+"/test", nil, nil)
+	call("POST", "/api/v2/connectors/"+broken+"/browse", nil, nil)
+	storage.Revoke()
+	call("POST", "/api/v2/connectors/"+cloud+"/test", nil, nil)
+	call("POST", "/api/v2/connectors/"+cloud+"/browse", nil, nil)
+	call("POST", "/api/v2/notifications/"+cloud, nil, []byte("rubbish"))
+	for _, path := range []string{
+		"/api/v2/connectors", "/api/v2/connectors/" + cloud, "/api/v2/indexes", "/api/v2/import-jobs", "/api/v2/prompt-runs",
+		"/api/v2/indexes/" + p.index + "/videos", "/api/v2/indexes/" + p.index + "/automations/import", "/openapi.json",
+		"/metrics", "/readyz", "/healthz",
+	} {
+		call("GET", path, nil, nil)
+	}
+	call("GET", "/api/v2/connectors", http.Header{"X-Api-Key": {key + "x"}}, nil)
+	call("GET", "/api/v2/connectors", http.Header{"Authorization": {"Bearer " + key}}, nil)
+
+	places := map[string][]byte{"answers": said.Bytes()}
+	nc := dial(t, "nats://"+token+"@"+listen)
+	top := topology.Topology{Prefix: "millrace"}
+	for _, s := range top.Streams() {
+		for _, m := range stored(t, nc, s.Config.Name) {
+			places[s.Name] = append(append(places[s.Name], fmt.Sprint(m.Subject, m.Header)...), m.Data...)
+		}
+	}
+	if len(places[topology.Events]) == 0 || len(places[topology.DeadLetters]) == 0 || len(places[topology.Connectors]) == 0 {
+		t.Error("there is nothing where secrets are looked for")
+	}
+	printed := start(t, "millrace", append([]string{"up", "--print-config", "--api-key", key, "--nats-token", token}, up.args[1:]...)...)
+	<-printed.exited
+	if !strings.Contains(printed.output(), "[redacted]") {
+		t.Errorf("--print-config: %s", printed.output())
+	}
+	places["--print-config"] = []byte(printed.output())
+	up.stop()
+	places["log"] = []byte(up.output())
+	for _, dir := range []string{up.data, up.library} {
+		must(t, filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+			if err != nil || !e.Type().IsRegular() {
+				return err
+			}
+			places[path], err = os.ReadFile(path)
+			return err
+		}))
+	}
+	for place, content := range places {
+		for what, secret := range secrets {
+			if i := bytes.Index(content, []byte(secret)); i >= 0 {
+				t.Errorf("the %s is in %s: …%q", what, place, content[max(0, i-120):i+len(secret)])
+			}
+		}
+	}
+	// The log is talkative enough to mean something, and names what failed.
+	if log := up.output(); !strings.Contains(log, `"level":"DEBUG"`) || !strings.Contains(log, cloud) && !strings.Contains(log, "message is dead") {
+		t.Errorf("the log says too little to be looked through: %.2000s", log)
+	}
+}

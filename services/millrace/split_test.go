@@ -1,0 +1,90 @@
+package millrace_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"millrace/services/millrace/client"
+	"millrace/shared/broker/brokertest"
+)
+
+// TestStorySplit tells the same story on five separate processes and a worker, over a cluster of three brokers with
+// three copies of everything. On the way each process is killed once, some for as long as others need them.
+func TestStorySplit(t *testing.T) {
+	t.Parallel()
+	program(t, "admin")
+	nodes := brokertest.Cluster(t, 3)
+	dir := t.TempDir()
+	inbox, library := filepath.Join(dir, "inbox"), filepath.Join(dir, "library")
+	must(t, os.Mkdir(inbox, 0o755))
+
+	const prefix, interval = "split", "4s" // three copies on one disk take their time
+	ops, procs := map[string]string{}, map[string]*process{}
+	add := func(name, program string, args ...string) {
+		addr := freeAddr(t)
+		args = append(args, "--nats-url", nodes.URL(), "--prefix", prefix, "--replicas", "3", "--ops", addr)
+		ops[name], procs[name] = "http://"+addr, prepare(t, program, args...)
+	}
+	shared := []string{"--secrets-key", filepath.Join(dir, "secrets.key"), "--allow-dir", inbox}
+	http := freeAddr(t)
+	add("admin", "admin", append(shared, "--http", http, "--api-key", apiKey, "--extra-debounce-intervals", interval)...)
+	add("scanner", "scanner", shared...)
+	add("debouncer", "debouncer")
+	add("importer", "importer", append(shared, "--library", library)...)
+	add("preset-trigger", "preset-trigger")
+	add("worker", "millrace", "worker", "--exec", countBytes, "--media-dir", library)
+
+	restart := func(name string) {
+		t.Helper()
+		procs[name].restart()
+		procs[name].waitReady(ops[name])
+	}
+	down := func() {
+		for _, p := range procs {
+			p.kill()
+		}
+	}
+	up := func() {
+		t.Helper()
+		for _, p := range procs { // in any order
+			p.start()
+		}
+		for name, p := range procs {
+			p.waitReady(ops[name])
+		}
+	}
+	up()
+
+	s := &site{
+		pipeline: wire(t, client.New("http://"+http, apiKey), inbox), interval: interval, library: library, down: down, up: up,
+	}
+	// What happens at the first time of each scene.
+	events := map[scene]func(){
+		windowOpen: func() { restart("debouncer") },
+		jobBegun: func() {
+			restart("importer") // with files in hand
+			procs["preset-trigger"].kill()
+			procs["worker"].kill()
+		},
+		jobDone:  func() { restart("preset-trigger") },
+		runBegun: func() { restart("worker") },
+		paused:   func() { restart("scanner") },
+		resuming: func() { restart("admin") },
+	}
+	s.at = func(sc scene) {
+		if do := events[sc]; do != nil {
+			delete(events, sc)
+			do()
+		}
+	}
+	s.automate(s.index, interval, nil)
+	s.tell()
+	for sc := range events {
+		t.Errorf("the story did not come to where %s", sc)
+	}
+	atRest(t, nodes.Connect(), prefix)
+	media := s.everything()
+	procs["importer"].stop()
+	nothingHalfDone(t, library, media)
+}
