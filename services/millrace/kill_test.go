@@ -17,14 +17,14 @@ import (
 func TestKill(t *testing.T) {
 	t.Parallel()
 	const files, kills = 500, 20
-	seed := rand.Uint64() //nolint:gosec // moments, not secrets
+	seed := rand.Uint64()
 	if s := os.Getenv("MILLRACE_SEED"); s != "" {
 		var err error
 		seed, err = strconv.ParseUint(s, 10, 64)
 		must(t, err)
 	}
 	t.Logf("MILLRACE_SEED=%d", seed)
-	rnd := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // moments, not secrets
+	rnd := rand.New(rand.NewPCG(seed, 0))
 
 	nats := freeAddr(t)
 	up := newUp(t, "--executor", "exec="+countBytes, "--workers", "2", "--nats-listen", nats)

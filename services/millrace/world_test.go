@@ -51,14 +51,14 @@ var programs = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	built = dir
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // one test runs them as another user
+	if err := os.Chmod(dir, 0o755); err != nil {
 		return "", err
 	}
 	args := []string{"build", "-trimpath", "-buildvcs=false", "-o", dir + string(filepath.Separator), "millrace/services/millrace/cmd/millrace"}
 	for _, s := range []string{"scanner", "debouncer", "importer", "preset-trigger", "admin"} {
 		args = append(args, "millrace/services/"+s+"/cmd/"+s)
 	}
-	cmd := exec.Command("go", args...) //nolint:noctx // as long as it takes
+	cmd := exec.Command("go", args...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build the programs: %w\n%s", err, out)
@@ -162,7 +162,7 @@ func (p *process) start() {
 	p.t.Helper()
 	out, err := os.OpenFile(p.out, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	must(p.t, err)
-	cmd := exec.Command(p.path, p.args...) //nolint:noctx,gosec // it lives until it is killed
+	cmd := exec.Command(p.path, p.args...)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.Env = append(os.Environ(), p.env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: p.user}
@@ -356,7 +356,7 @@ func (p *pipeline) steer(verb string) {
 // drop writes a file as an uploader does.
 func (p *pipeline) drop(name string, data []byte) {
 	p.t.Helper()
-	must(p.t, os.WriteFile(filepath.Join(p.inbox, name), data, 0o644)) //nolint:gosec // another user reads it in one test
+	must(p.t, os.WriteFile(filepath.Join(p.inbox, name), data, 0o644))
 	p.exists[name] = data
 }
 

@@ -399,7 +399,7 @@ func TestDeletedConsumerStopsTheRouter(t *testing.T) {
 			if !errors.Is(err, ErrConsumer) || !strings.Contains(err.Error(), `"reader"`) {
 				t.Errorf("run returns %v", err)
 			}
-			b.publish("job.x", "") // the other handler has stopped with it
+			b.publish("job.x", "")                    // the other handler has stopped with it
 			eventually(t, "it is left", func() bool { // consumers hear of a message after its ack
 				info := b.info(jobs)
 				return int(info.NumPending)+info.NumAckPending == 1

@@ -71,7 +71,7 @@ type arrivalBench struct {
 }
 
 func (a *arrivalBench) prepare(ctx context.Context) error {
-	if err := os.MkdirAll(a.inbox, 0o755); err != nil { //nolint:gosec // nothing secret in it
+	if err := os.MkdirAll(a.inbox, 0o755); err != nil {
 		return err
 	}
 	f := fill{a.bus}
@@ -197,7 +197,7 @@ const patience = 10 * time.Minute
 func (a *arrivalBench) stored(ctx context.Context, n int) error {
 	return until(ctx, 5*time.Millisecond, func() (bool, error) {
 		state, err := a.bus.State(ctx, topology.Arrivals)
-		return state.Msgs >= uint64(n), err //nolint:gosec // a count
+		return state.Msgs >= uint64(n), err
 	})
 }
 

@@ -131,7 +131,7 @@ const stopTime = 40 * time.Second
 
 // apart measures one figure in a process of its own.
 func (c Config) apart(ctx context.Context, f figure, dir string) ([]Row, error) {
-	//nolint:gosec // the program is this program
+
 	cmd := exec.CommandContext(ctx, c.Program, "bench", "figure", f.name, "--dir", dir, "--scale", string(c.Scale))
 	var out bytes.Buffer
 	cmd.Env, cmd.Stdout, cmd.Stderr = environ(), &out, c.Progress
@@ -159,7 +159,7 @@ func Measure(ctx context.Context, name, dir string, scale Scale, program string,
 		return Config{Only: []string{name}, Scale: scale}.Validate()
 	}
 	l := &lab{dir: filepath.Join(dir, name), run: dir, size: scales[scale], program: program}
-	if err := os.MkdirAll(l.dir, 0o755); err != nil { //nolint:gosec // nothing secret in it
+	if err := os.MkdirAll(l.dir, 0o755); err != nil {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(l.dir) }()

@@ -42,7 +42,7 @@ func TestFigures(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	}
-	page, err := os.ReadFile(out) //nolint:gosec // just written
+	page, err := os.ReadFile(out)
 	if err != nil {
 		t.Fatal(err)
 	}

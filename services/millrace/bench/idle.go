@@ -131,7 +131,7 @@ func (l *lab) fillIdle(ctx context.Context, f fill, root string) error {
 	}
 	for i := range l.size.automations {
 		sub := filepath.Join(folders[i%len(folders)], project(i))
-		if err := os.MkdirAll(sub, 0o755); err != nil { //nolint:gosec // nothing secret in it
+		if err := os.MkdirAll(sub, 0o755); err != nil {
 			return err
 		}
 		if err := os.WriteFile(filepath.Join(sub, "still.png"), photo, 0o600); err != nil {

@@ -122,7 +122,7 @@ const room = 1 << 30
 
 func (l *lab) imports(ctx context.Context, b importBench) (_ []Row, err error) {
 	im := &importer{importBench: b, lab: l, inbox: filepath.Join(l.dir, "inbox"), data: filepath.Join(l.dir, "data"), copy: filepath.Join(l.dir, "copy")}
-	if err := os.MkdirAll(im.inbox, 0o755); err != nil { //nolint:gosec // nothing secret in it
+	if err := os.MkdirAll(im.inbox, 0o755); err != nil {
 		return nil, err
 	}
 	total, err := im.write(im.inbox)
@@ -206,7 +206,7 @@ func (im *importer) plain(ctx context.Context) (time.Duration, error) {
 
 // copyTree runs a program that copies to dir and waits until the copies are on disk.
 func copyTree(ctx context.Context, dir, program string, args ...string) error {
-	out, err := exec.CommandContext(ctx, program, args...).CombinedOutput() //nolint:gosec // a yardstick of ours
+	out, err := exec.CommandContext(ctx, program, args...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%s: %w: %s", filepath.Base(program), err, out)
 	}

@@ -81,7 +81,7 @@ func (l *lab) up(ctx context.Context, s settings) (_ *product, err error) {
 	defer func() { _ = out.Close() }()
 	p := &product{
 		Client: client.New("http://"+httpAddr, key), log: out.Name(), ended: make(chan error, 1),
-		cmd: exec.CommandContext(ctx, l.program, args...), //nolint:gosec // the program is this program
+		cmd: exec.CommandContext(ctx, l.program, args...),
 	}
 	p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr, p.cmd.Dir = environ(), out, out, l.dir
 	p.cmd.Cancel = func() error { return p.cmd.Process.Signal(syscall.SIGTERM) }

@@ -16,7 +16,7 @@ const (
 
 // writeReport writes the page of a run over the one before, and keeps its notes.
 func writeReport(path string, m machine, scale Scale, rows []Row) error {
-	old, err := os.ReadFile(path) //nolint:gosec // named by whoever runs us
+	old, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("report: %w", err)
 	}
@@ -24,10 +24,10 @@ func writeReport(path string, m machine, scale Scale, rows []Row) error {
 	if err != nil {
 		return fmt.Errorf("report %s: %w", path, err)
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // a public page
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("report: %w", err)
 	}
-	if err := os.WriteFile(path, []byte(report(m, scale, rows, notes)), 0o644); err != nil { //nolint:gosec // a public page
+	if err := os.WriteFile(path, []byte(report(m, scale, rows, notes)), 0o644); err != nil {
 		return fmt.Errorf("report: %w", err)
 	}
 	return nil

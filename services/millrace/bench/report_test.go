@@ -15,7 +15,7 @@ func TestReportKeepsNotes(t *testing.T) {
 		if err := writeReport(path, machine{}, Full, rows); err != nil {
 			t.Fatal(err)
 		}
-		page, err := os.ReadFile(path) //nolint:gosec // just written
+		page, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -46,7 +46,7 @@ func (f fill) alarms(ctx context.Context, kind string, n int, alarm func(int) (e
 // and what that takes of memory.
 func windows(ctx context.Context, l *lab) (_ []Row, err error) {
 	w := &windowBench{lab: l, inbox: filepath.Join(l.dir, "inbox"), data: filepath.Join(l.dir, "data")}
-	if err := os.MkdirAll(w.inbox, 0o755); err != nil { //nolint:gosec // nothing secret in it
+	if err := os.MkdirAll(w.inbox, 0o755); err != nil {
 		return nil, err
 	}
 	l.say("opening %d windows", l.size.windows)
@@ -121,7 +121,7 @@ func (w *windowBench) files(ctx context.Context) ([]event.Object, error) {
 	}
 	for i := range min(sharedFolders, w.size.windows) {
 		w.folders = append(w.folders, filepath.Join(w.inbox, fmt.Sprintf("team-%03d", i)))
-		if err := os.MkdirAll(w.folders[i], 0o755); err != nil { //nolint:gosec // nothing secret in it
+		if err := os.MkdirAll(w.folders[i], 0o755); err != nil {
 			return nil, err
 		}
 	}
@@ -307,7 +307,7 @@ func (w *windowBench) watch(ctx context.Context, up *product) (seconds float64, 
 			w.say("%4.1f s: %s alarms rang, %s jobs requested, %s files imported", time.Since(w.due).Seconds(),
 				l(topology.Timers, rang.LastSeq), l(topology.Jobs, state.LastSeq), l(topology.Media, imported.LastSeq))
 		}
-		return state.LastSeq >= before[topology.Jobs]+uint64(w.size.windows), err //nolint:gosec // a count
+		return state.LastSeq >= before[topology.Jobs]+uint64(w.size.windows), err
 	})
 	if err != nil {
 		return 0, fmt.Errorf("%w (of %d jobs)", err, w.size.windows)

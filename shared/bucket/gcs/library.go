@@ -124,16 +124,17 @@ func (l *Library) List(ctx context.Context) iter.Seq2[bucket.Object, error] {
 	}
 }
 
-const (
-	bufSize   = 256 << 10 // the unit in which bytes move, and of which a chunk is a multiple
-	chunkSize = 8 << 20   // what a Put holds in memory, to send it again if need be
-)
+// bufSize is the unit in which bytes move, and of which a chunk is a multiple.
+const bufSize = 256 << 10
+
+// chunkSize is what a Put holds in memory, to send it again if need be. Tests make it smaller.
+var chunkSize = 8 << 20
 
 var buffers = sync.Pool{New: func() any { return new([bufSize]byte) }}
 
 // chunkFor returns the memory to set aside for an object. One that fits goes out in a single request.
 func chunkFor(size int64) int {
-	if size < 0 || size >= chunkSize {
+	if size < 0 || size >= int64(chunkSize) {
 		return chunkSize
 	}
 	return int(size/bufSize+1) * bufSize

@@ -15,7 +15,7 @@ import (
 )
 
 // small goes out in one request, large in pieces.
-var sizes = map[string]int{"small": 1000, "large": 9 << 20}
+var sizes = map[string]int{"small": 1000, "large": 2_500_000}
 
 func TestPutWhoseAnswerIsLost(t *testing.T) {
 	for name, size := range sizes {

@@ -20,8 +20,8 @@ func TestSuite(t *testing.T) {
 				Library: library(t, s, gcs.Config{Bucket: "library", Prefix: "media"}),
 			}
 		},
-		// The fake goes through all objects to find one, and copies an object several times.
-		Features: buckettest.Features{Checksums: true, Copies: true, Many: 210, Large: 9 << 20},
+		// The fake goes through all objects to find one, and copies an object several times. Chunks are of 1 MiB here.
+		Features: buckettest.Features{Checksums: true, Copies: true, Many: 210, Large: 2_500_000},
 	}.Run(t)
 }
 
