@@ -38,55 +38,53 @@ func TestFullDisk(t *testing.T) {
 	p.followRun(p.nthRun(1), first, patience)
 	p.pause()
 
-	// The store's limit.
-	cloudy := make([]byte, 1<<20-8<<10)
-	stored := 0
-	var res response
-	for res.status == 0 || res.status == http.StatusOK {
-		if res = request(t, up.url, http.MethodPost, "/notifications/"+p.connector, cloudy); res.status == http.StatusOK {
-			stored++
-		}
-		if stored > 64 {
-			t.Fatal("the store does not fill up")
-		}
-	}
-	tellsWhen(t, res, "full")
-	var name string
-	for i := range 10_000 { // small ones may still fit
-		name = fmt.Sprintf("Refused %d", i)
-		if res = request(t, up.url, http.MethodPost, "/indexes", fmt.Appendf(nil, `{"name":%q}`, name)); res.status != http.StatusCreated {
-			break
-		}
-	}
-	tellsWhen(t, res, "full")
-	if hasIndex(p, name) {
-		t.Errorf("%q was refused and is there", name)
-	}
-
 	// The disk itself.
 	ballast := filepath.Join(up.data, "ballast")
 	fill(t, ballast)
 	p.drop("meanwhile.mp4", sample(t, "video.mov"))
-	res = request(t, up.url, http.MethodPost, "/prompts", []byte(`{"name":"P","prompt_text":"x"}`))
-	tellsWhen(t, res, "")
-	if up.ended() != nil {
-		t.Log("it has ended on the full disk")
+	create := func(prefix string) (acknowledged []string, res response) {
+		for i := range 10_000 { // small ones may still fit
+			name := fmt.Sprint(prefix, i)
+			res = request(t, up.url, http.MethodPost, "/indexes", fmt.Appendf(nil, `{"name":%q}`, name))
+			if res.status != http.StatusCreated {
+				break
+			}
+			acknowledged = append(acknowledged, name)
+		}
+		return acknowledged, res
 	}
-
-	// Space again.
+	acknowledged, res := create("On a full disk ")
+	tellsWhen(t, res, "")
 	up.kill()
 	must(t, os.Remove(ballast))
+	up.start()
+	up.waitReady(up.url)
+	p.holds(first, acknowledged)
+	p.pending(1)
+
+	// The store's limit, which is there so that the disk does not fill up.
+	noise := make([]byte, 1<<20-8<<10)
+	for range 64 {
+		if res = request(t, up.url, http.MethodPost, "/notifications/"+p.connector, noise); res.status != http.StatusOK {
+			break
+		}
+	}
+	tellsWhen(t, res, "full")
+	more, res := create("In a full store ")
+	tellsWhen(t, res, "full")
+	acknowledged = append(acknowledged, more...)
+	p.holds(first, acknowledged)
+	must(t, ready(t.Context(), up.url))
+
+	// Space again: the limit follows the disk at the next start.
+	up.stop()
 	size(syscall.MS_REMOUNT, 256)
 	up.start()
 	up.waitReady(up.url)
-	must(t, p.api.Do(t.Context(), http.MethodPost, "/indexes", obj{"name": "After"}, nil))
-	if !hasIndex(p, "Main") || !hasIndex(p, "After") || hasIndex(p, name) {
-		t.Error("the indexes are not what was acknowledged")
-	}
-	var again client.Job
-	must(t, p.api.Get(t.Context(), "/import-jobs/"+first.ID, &again))
-	if again.Status != "completed" || len(again.Videos) != 1 {
-		t.Errorf("the job of before is %s with %v", again.Status, again.Videos)
+	must(t, p.api.Do(t.Context(), http.MethodPost, "/indexes", obj{"name": "With space again"}, nil))
+	p.holds(first, append(acknowledged, "With space again"))
+	if p.indexes()[fmt.Sprint("In a full store ", len(more))] {
+		t.Error("what was refused with a clear answer is there")
 	}
 	p.resume()
 	j := p.nthJob(2)
@@ -97,6 +95,36 @@ func TestFullDisk(t *testing.T) {
 	p.followRun(p.nthRun(2), j, 2*patience)
 }
 
+// holds checks that what was acknowledged is there.
+func (p *pipeline) holds(j client.Job, indexes []string) {
+	p.t.Helper()
+	var now client.Job
+	must(p.t, p.api.Get(p.t.Context(), "/import-jobs/"+j.ID, &now))
+	a, err := p.automation()
+	must(p.t, err)
+	if now.Status != "completed" || len(now.Videos) != 1 || !a.Paused {
+		p.t.Errorf("the job is %s with %v, the automation %+v", now.Status, now.Videos, a)
+	}
+	have := p.indexes()
+	for _, name := range append(indexes, "Main") {
+		if !have[name] {
+			p.t.Errorf("index %q is gone", name)
+		}
+	}
+}
+
+// indexes returns the names of all.
+func (p *pipeline) indexes() map[string]bool {
+	p.t.Helper()
+	var list []struct{ Name string }
+	must(p.t, p.api.Get(p.t.Context(), "/indexes", &list))
+	names := map[string]bool{}
+	for _, i := range list {
+		names[i.Name] = true
+	}
+	return names
+}
+
 // tellsWhen holds an answer against what a client must hear that cannot be served now.
 func tellsWhen(t testing.TB, res response, word string) {
 	t.Helper()
@@ -104,23 +132,6 @@ func tellsWhen(t testing.TB, res response, word string) {
 		t.Errorf("%d without Retry-After: %s", res.status, res.body)
 	}
 	refused(t, res, http.StatusServiceUnavailable, word)
-}
-
-func hasIndex(p *pipeline, name string) bool {
-	p.t.Helper()
-	for cursor := ""; ; {
-		var page client.Page[struct{ Name string }]
-		must(p.t, p.api.Get(p.t.Context(), "/indexes?limit=100&cursor="+cursor, &page))
-		for _, i := range page.Data {
-			if i.Name == name {
-				return true
-			}
-		}
-		if !page.Pagination.HasMore {
-			return false
-		}
-		cursor = *page.Pagination.Next
-	}
 }
 
 // fill writes until the disk is full.

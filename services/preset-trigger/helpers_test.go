@@ -201,6 +201,13 @@ func (w *world) handled() {
 	w.eventually(func() bool {
 		info, err := c.Info(w.Context())
 		must(w, err)
+		// A consumer hears of a message some time after its publisher: what lies in the stream counts.
+		for m, err := range w.bus.Last(w.Context(), topology.Events, info.Config.FilterSubjects...) {
+			must(w, err)
+			if m.Sequence > info.AckFloor.Stream {
+				return false
+			}
+		}
 		return info.NumPending == 0 && info.NumAckPending == 0
 	})
 }

@@ -262,11 +262,15 @@ func eventually(t testing.TB, what string, fact func() bool) {
 	}
 }
 
+// settled waits until a consumer has acknowledged everything that was published before. A consumer hears of a message
+// some time after its publisher, so having nothing pending does not say that there is nothing to come.
 func (b *broker) settled(c jetstream.Consumer) {
 	b.t.Helper()
-	var info *jetstream.ConsumerInfo
+	stream, err := b.js.Stream(b.t.Context(), c.CachedInfo().Stream)
+	must(b.t, err)
+	last := stream.CachedInfo().State.LastSeq
 	eventually(b.t, fmt.Sprintf("consumer %s has nothing left", c.CachedInfo().Name), func() bool {
-		info = b.info(c)
-		return info.NumPending == 0 && info.NumAckPending == 0
+		info := b.info(c)
+		return info.NumPending == 0 && info.NumAckPending == 0 && info.AckFloor.Stream >= last
 	})
 }

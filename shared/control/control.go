@@ -264,6 +264,9 @@ func (r *Router) Run(ctx context.Context) error {
 	defer stop(nil)
 
 	subs, err := r.open(ctx, handlers, stop)
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		return nil // told to stop before it had begun
+	}
 	if err != nil {
 		return err
 	}
