@@ -139,6 +139,13 @@ func object(o bucket.Object) event.Object {
 // announce makes sure that the version which took the place of the task's will be imported: its own notification may
 // have been lost.
 func (w *work) announce(ctx context.Context, live bucket.Object) error {
+	settled, err := w.im.ledger.Get(ctx, w.task.Index, event.NewMediumID(w.task.Index, w.task.Connector, live.Path, live.Version, ""))
+	if err != nil {
+		return err
+	}
+	if len(settled) > 0 && settled[0].Settled(time.Now()) {
+		return nil
+	}
 	data, err := json.Marshal(event.Arrival{
 		Automation: w.task.Automation, Index: w.task.Index, Connector: w.task.Connector,
 		Object: object(live), Found: event.ByImporter,

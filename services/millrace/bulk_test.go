@@ -95,7 +95,7 @@ func TestTenThousandFiles(t *testing.T) {
 		t.Errorf("run: %s, %d of %d", r.Status, r.CompletedImages, r.TotalImages)
 	}
 	if jobs, err := p.jobs(p.index); err != nil || len(jobs) != 1 {
-		t.Errorf("%d jobs, %v", len(jobs), err)
+		t.Errorf("%d jobs, %v: %+v", len(jobs), err, jobs)
 	}
 	p.nthRun(1)
 	atRest(t, nc, o.Prefix)

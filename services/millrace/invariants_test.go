@@ -8,6 +8,9 @@ import (
 	"net/http"
 	"testing"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
 	"millrace/services/millrace/client"
 	"millrace/shared/bucket/gcs/gcstest"
 	"millrace/shared/topology"
@@ -92,7 +95,7 @@ func TestAcknowledgedIsThere(t *testing.T) {
 			t.Fatalf("%d notifications are stored, want %d", len(msgs), i+1)
 		}
 	}
-	p.pending(3)
+	waiting(t, nc, 3)
 	if jobs, err := p.jobs(p.index); err != nil || len(jobs) > 0 {
 		t.Errorf("%d jobs while paused, %v", len(jobs), err)
 	}
@@ -127,4 +130,24 @@ func TestAcknowledgedIsThere(t *testing.T) {
 		t.Errorf("cancelled with %v, and is %s", err, j.Status)
 	}
 	atRest(t, nc, "millrace")
+}
+
+// waiting waits until n arrivals are stored and part of their window. The window's own count leaves out what was merged
+// out of order, as happens when a debouncer dies with arrivals in hand.
+func waiting(t testing.TB, nc *nats.Conn, n int) {
+	t.Helper()
+	js, err := jetstream.New(nc)
+	must(t, err)
+	stream := topology.Topology{Prefix: "millrace"}.Stream(topology.Arrivals)
+	within(t, 2*patience, "the arrivals are merged", func() error {
+		cons, err := js.Consumer(t.Context(), stream, topology.DebouncerArrivals)
+		if err != nil {
+			return err
+		}
+		arrivals := len(stored(t, nc, stream))
+		if i := cons.CachedInfo(); arrivals != n || i.NumPending > 0 || i.NumAckPending > 0 {
+			return fmt.Errorf("%d arrivals, %d pending, %d unacknowledged", arrivals, i.NumPending, i.NumAckPending)
+		}
+		return nil
+	})
 }

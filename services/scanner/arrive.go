@@ -66,7 +66,7 @@ func (a *arrivals) arrive(ctx context.Context, candidates []candidate, found eve
 		if len(open) == 0 {
 			return answers
 		}
-		out, err := a.sift(ctx, open, answers)
+		out, err := a.sift(ctx, open, found, answers)
 		if err != nil {
 			return fail(answers, open, err)
 		}
@@ -76,17 +76,17 @@ func (a *arrivals) arrive(ctx context.Context, candidates []candidate, found eve
 }
 
 // sift answers the candidates that are no news and returns those that are.
-func (a *arrivals) sift(ctx context.Context, open []*asked, answers []answer) ([]*asked, error) {
+func (a *arrivals) sift(ctx context.Context, open []*asked, found event.Found, answers []answer) ([]*asked, error) {
 	if err := a.lookUp(ctx, open); err != nil {
 		return nil, err
 	}
-	return a.decide(ctx, open, answers), nil
+	return a.decide(ctx, open, found, answers), nil
 }
 
 // baseline settles what is news as present before its automation, instead of letting it arrive.
 func (a *arrivals) baseline(ctx context.Context, ledger *store.Ledger, candidates []candidate) error {
 	answers := make([]answer, len(candidates))
-	out, err := a.sift(ctx, a.unique(candidates, answers), answers)
+	out, err := a.sift(ctx, a.unique(candidates, answers), event.ByScan, answers)
 	if err != nil {
 		return err
 	}
@@ -244,7 +244,7 @@ func (a *arrivals) lookUpSettled(ctx context.Context, open []*asked) error {
 const confirmers = 16
 
 // decide answers what is no news and returns the rest.
-func (a *arrivals) decide(ctx context.Context, open []*asked, answers []answer) []*asked {
+func (a *arrivals) decide(ctx context.Context, open []*asked, found event.Found, answers []answer) []*asked {
 	now := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, completeTime)
 	defer cancel()
@@ -253,15 +253,23 @@ func (a *arrivals) decide(ctx context.Context, open []*asked, answers []answer) 
 	verdicts := make([]verdict, len(open))
 	for i, q := range open {
 		verdicts[i] = decide(q.object, q.known, false, now)
-		if verdicts[i] == stale && !q.exact {
-			// A file can be replaced by an older one. The folder knows.
-			doubtful.Go(func() error {
-				var live bool
-				live, answers[q.place].err = a.isLive(ctx, q)
-				verdicts[i] = decide(q.object, q.known, live, now)
-				return nil
-			})
+		if q.exact || (verdicts[i] != stale && (verdicts[i] != news || found != event.ByScan)) {
+			continue
 		}
+		// A file can be replaced by an older one, and a listing can see one that is just being written, whose version is
+		// no more by the time its page is dealt with. The folder knows.
+		doubtful.Go(func() error {
+			live, err := a.isLive(ctx, q)
+			switch {
+			case err != nil:
+				answers[q.place].err = err
+			case live:
+				verdicts[i] = decide(q.object, q.known, live, now)
+			default:
+				verdicts[i] = stale
+			}
+			return nil
+		})
 	}
 	_ = doubtful.Wait()
 

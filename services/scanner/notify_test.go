@@ -251,7 +251,7 @@ func TestArrivalAgainstPurge(t *testing.T) {
 		automation: compile(testAutomation), connector: testConnector, object: two, exact: true,
 		subject: r.bus.Subject("arrival", testAutomation.ID, event.ObjectHash(testConnector, two.Path)),
 	}}, answers)
-	out, err := a.sift(t.Context(), q, answers)
+	out, err := a.sift(t.Context(), q, event.ByNotification, answers)
 	must(t, err)
 	must(t, r.bus.Purge(t.Context(), topology.Arrivals, r.bus.Subject("arrival", testAutomation.ID, "*"), r.lastSeq(topology.Arrivals)))
 	if again := a.publish(t.Context(), out, event.ByNotification, answers); len(again) != 1 {

@@ -107,6 +107,10 @@ func (l *Ledger) Write(ctx context.Context, entries []Entry) []error {
 	return errs
 }
 
+// narrow is up to how many sequences a page is read without a filter. With one, the broker counts among all subjects how
+// many messages follow, which costs more than to read these few.
+const narrow = 1000
+
 // Page returns up to limit imported media of an index, newest first, that were registered before cursor ("": from the
 // newest), and the cursor of the next page, "" when there is none.
 //
@@ -125,19 +129,27 @@ func (l *Ledger) Page(ctx context.Context, index string, limit int, cursor strin
 		}
 	}
 	filter := l.bus.Subject("media", index, "*", "*")
+	mine := l.bus.Subject("media", index) + "."
 	var newest []Entry // in order of age, the newest first
 	for width := uint64(2 * limit); len(newest) <= limit && before > max(state.FirstSeq, 1); width *= 4 {
 		from := max(state.FirstSeq, 1)
 		if before > from+width {
 			from = before - width
 		}
+		read := filter
+		if before-from <= narrow {
+			read = ">"
+		}
 		var window []Entry
-		for m, err := range l.bus.Scan(ctx, topology.Media, filter, from) {
+		for m, err := range l.bus.Scan(ctx, topology.Media, read, from) {
 			if err != nil {
 				return nil, "", err
 			}
 			if m.Sequence >= before {
 				break
+			}
+			if !strings.HasPrefix(m.Subject, mine) {
+				continue
 			}
 			e, err := entry(m)
 			if err != nil {
