@@ -1,8 +1,8 @@
 // Package bench measures Millrace, each figure beside a yardstick that is taken in the same run: ratios hold on any
 // machine, numbers do not.
 //
-//	millrace bench ──▶ millrace bench figure NAME ──▶ millrace up
-//	  table, report      fills, times, yardstick       what is measured
+//	millrace bench ──▶ millrace bench --figure NAME ──▶ millrace up
+//	  table, report        fills, times, yardstick       what is measured
 //
 // Each figure has a process and a folder of its own, so that nothing it does to memory, caches or the broker counts for
 // the next one. Where the whole product is measured, that is `millrace up` as people start it, seen from outside.
@@ -36,7 +36,7 @@ type Config struct {
 	Out string
 	// Table is where the table goes, Progress what happens meanwhile.
 	Table, Progress io.Writer
-	// Program is this program, which is to understand `bench figure` and `up`.
+	// Program is this program, which is to understand `bench --figure`, `bench --alone` and `up`.
 	Program string
 }
 
@@ -132,7 +132,7 @@ const stopTime = 40 * time.Second
 // apart measures one figure in a process of its own.
 func (c Config) apart(ctx context.Context, f figure, dir string) ([]Row, error) {
 
-	cmd := exec.CommandContext(ctx, c.Program, "bench", "figure", f.name, "--dir", dir, "--scale", string(c.Scale))
+	cmd := exec.CommandContext(ctx, c.Program, "bench", "--figure", f.name, "--dir", dir, "--scale", string(c.Scale))
 	var out bytes.Buffer
 	cmd.Env, cmd.Stdout, cmd.Stderr = environ(), &out, c.Progress
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }

@@ -207,7 +207,7 @@ type alone struct {
 
 // brokerStart starts the broker of a data folder in a process of its own.
 func (l *lab) brokerStart(ctx context.Context, data string) (a alone, err error) {
-	cmd := exec.CommandContext(ctx, l.program, "bench", "broker", data)
+	cmd := exec.CommandContext(ctx, l.program, "bench", "--alone", data)
 	cmd.Env, cmd.Stderr = environ(), os.Stderr
 	out, err := cmd.Output()
 	if err == nil {
