@@ -29,6 +29,7 @@ type tracker struct {
 	mu    sync.Mutex
 	jobs  map[string]*tracked
 	dirty map[string]struct{} // jobs to look at
+	wake  chan struct{}       // signalled when there is one
 }
 
 // tracked is one job in the tracker's eyes.
@@ -42,7 +43,7 @@ type tracked struct {
 }
 
 func newTracker(env service.Env, m metrics) *tracker {
-	return &tracker{env: env, metrics: m}
+	return &tracker{env: env, metrics: m, wake: make(chan struct{}, 1)}
 }
 
 func (t *tracker) open(ctx context.Context) (err error) {
@@ -72,12 +73,19 @@ func (t *tracker) run(ctx context.Context) error {
 	g.Go(func() error {
 		var work errgroup.Group
 		work.SetLimit(steps)
-		tick := time.NewTicker(trackEvery)
-		defer tick.Stop()
-		for {
+		look := time.NewTimer(0)
+		defer look.Stop()
+		for idle := false; ; {
 			select {
-			case <-tick.C:
-				t.look(ctx, &work)
+			case <-look.C:
+				if idle = !t.look(ctx, &work); !idle {
+					look.Reset(trackEvery)
+				}
+			case <-t.wake:
+				if idle {
+					idle = false
+					look.Reset(trackEvery)
+				}
 			case <-ctx.Done():
 				return work.Wait()
 			}
@@ -95,6 +103,15 @@ func (t *tracker) job(id string) *tracked {
 	return j
 }
 
+// mark has a job looked at. The caller holds the lock.
+func (t *tracker) mark(id string) {
+	t.dirty[id] = struct{}{}
+	select {
+	case t.wake <- struct{}{}:
+	default:
+	}
+}
+
 func (t *tracker) seeJob(c store.Change[store.Job]) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -106,7 +123,7 @@ func (t *tracker) seeJob(c store.Change[store.Job]) {
 		return // long over
 	}
 	t.job(c.Key).rec = c.Value
-	t.dirty[c.Key] = struct{}{}
+	t.mark(c.Key)
 }
 
 // readFiles folds the entries of all jobs, from the first: the stream holds those of unfinished jobs only.
@@ -150,11 +167,11 @@ func (t *tracker) seeFile(m jetstream.Msg) {
 	j := t.job(f.Job)
 	j.fold.add(event.ObjectHash(f.Connector, f.Path), f)
 	j.asOf = md.Sequence.Stream
-	t.dirty[f.Job] = struct{}{}
+	t.mark(f.Job)
 }
 
-// look starts the next step of each job that has one.
-func (t *tracker) look(ctx context.Context, work *errgroup.Group) {
+// look starts the next step of each job that has one, and reports whether there is anything left to look at.
+func (t *tracker) look(ctx context.Context, work *errgroup.Group) bool {
 	now := time.Now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -181,11 +198,12 @@ func (t *tracker) look(ctx context.Context, work *errgroup.Group) {
 			return nil
 		})
 		if !started {
-			return // all hands are busy; the next look goes on
+			return true // all hands are busy; the next look goes on
 		}
 		j.busy = true
 		delete(t.dirty, id)
 	}
+	return len(t.dirty) > 0
 }
 
 func (t *tracker) done(ctx context.Context, id string, s step, err error) {
@@ -197,7 +215,7 @@ func (t *tracker) done(ctx context.Context, id string, s step, err error) {
 		return
 	}
 	j.notTill = time.Now().Add(stepRetry)
-	t.dirty[id] = struct{}{}
+	t.mark(id)
 	if ctx.Err() == nil {
 		t.env.Log.Warn("following a job, will be tried again", "job_id", id, "step", s, "error", err)
 	}

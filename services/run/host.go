@@ -162,6 +162,6 @@ const bindTimeout = 3 * time.Second
 
 // notYet reports whether err is one that time may cure.
 func notYet(err error) bool {
-	return errors.Is(err, topology.ErrMissing) || errors.Is(err, context.DeadlineExceeded) ||
+	return errors.Is(err, topology.ErrMissing) || errors.Is(err, topology.ErrNoLeader) || errors.Is(err, context.DeadlineExceeded) ||
 		errors.Is(err, nats.ErrTimeout) || errors.Is(err, nats.ErrNoResponders)
 }

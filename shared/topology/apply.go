@@ -17,6 +17,9 @@ import (
 // another prefix.
 var ErrMissing = errors.New("topology is not applied to this broker (start `millrace admin` or `millrace up` first, with the same --prefix)")
 
+// ErrNoLeader says that a stream or consumer on a cluster has no leader now, and so answers nothing. That passes.
+var ErrNoLeader = errors.New("no leader yet")
+
 // ErrPrefix says that a prefix cannot be part of a subject.
 var ErrPrefix = errors.New("prefix must be 1-32 letters, digits, - or _")
 
@@ -119,8 +122,8 @@ func digest(v any) string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// Complete returns nil when every stream and consumer of the tables is there and answers. Otherwise it fails with
-// ErrMissing, or with what one of them said: just after they were made, in a cluster, they may still have no leader.
+// Complete returns nil when every stream and consumer of the tables is there and has a leader. Otherwise it fails with
+// ErrMissing, with ErrNoLeader, or, when nobody answers for one of them, with a timeout.
 func (t Topology) Complete(ctx context.Context, js jetstream.JetStream) error {
 	consumers := make(map[string][]Consumer)
 	for _, c := range t.Consumers() {
@@ -130,22 +133,37 @@ func (t Topology) Complete(ctx context.Context, js jetstream.JetStream) error {
 	g.SetLimit(16)
 	for _, row := range t.Streams() {
 		g.Go(func() error {
-			_, err := js.Stream(ctx, row.Config.Name)
+			s, err := js.Stream(ctx, row.Config.Name)
 			if errors.Is(err, jetstream.ErrStreamNotFound) {
 				err = ErrMissing
+			}
+			if err == nil {
+				err = led(s.CachedInfo().Cluster)
 			}
 			if err != nil {
 				return fmt.Errorf("stream %s: %w", row.Config.Name, err)
 			}
-			for _, c := range consumers[row.Name] {
-				if _, err := t.Bind(ctx, js, c.Config.Durable); err != nil {
-					return err
+			for _, row := range consumers[row.Name] {
+				c, err := t.Bind(ctx, js, row.Config.Durable)
+				if err == nil {
+					err = led(c.CachedInfo().Cluster)
+				}
+				if err != nil {
+					return fmt.Errorf("consumer %s: %w", row.Config.Durable, err)
 				}
 			}
 			return nil
 		})
 	}
 	return g.Wait()
+}
+
+// led tells whether one that a node answered for can be used: of what is just being made any node knows.
+func led(c *jetstream.ClusterInfo) error {
+	if c != nil && c.Leader == "" {
+		return ErrNoLeader
+	}
+	return nil
 }
 
 // Bind returns a consumer of the table, or ErrMissing.
