@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // Publish writes one message and returns its sequence when it is durable. It fails with ErrConflict, ErrFull or
@@ -12,7 +14,13 @@ import (
 //
 // Messages of one stream that are published while an earlier write is under way leave together as one atomic batch.
 // Nobody waits for company: an idle stream gets a message at once, a busy one pays its fsyncs per batch.
+//
+// An alarm (a message with a schedule) always leaves alone: what it turns into would inherit the headers of its batch, and
+// a server that restarts would take that for a part of one.
 func (b *Bus) Publish(ctx context.Context, m Message) (uint64, error) {
+	if m.Header.Get(jetstream.ScheduleHeader) != "" {
+		return b.publish(ctx, m)
+	}
 	p := &pending{msg: m, done: make(chan struct{})}
 	b.groupOf(m.Subject).add(p)
 	select {
