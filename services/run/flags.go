@@ -48,6 +48,9 @@ type Split struct {
 // patience is how long a service waits for the topology before it says that it is missing.
 const patience = 30 * time.Second
 
+// lookTimeout bounds one look for the topology: what has no leader does not answer.
+const lookTimeout = 3 * time.Second
+
 // Run runs one service as a process until ctx ends. build makes it; it may be called again while the topology is not
 // there yet. A service that applies the topology itself says so.
 func (s Split) Run(ctx context.Context, name string, applies bool, build func(context.Context, *Host, service.Env) (service.Service, error)) error {
@@ -64,13 +67,18 @@ func (s Split) Run(ctx context.Context, name string, applies bool, build func(co
 		return errors.Join(err, h.Close())
 	}
 	if applies {
-		if err := s.Topology().Apply(ctx, env.Bus.JetStream()); err != nil {
+		err := Patiently(ctx, log, patience, func() error { return s.Topology().Apply(ctx, env.Bus.JetStream()) })
+		if err != nil {
 			return errors.Join(err, h.Close())
 		}
 	}
 	// Looked for before anything is built, as a service registers its metrics when it is made. All of it: whoever applies
 	// it does so in no particular order.
-	err = Patiently(ctx, log, patience, func(ctx context.Context) error { return s.Topology().Complete(ctx, env.Bus.JetStream()) })
+	err = Patiently(ctx, log, patience, func() error {
+		attempt, cancel := context.WithTimeout(ctx, lookTimeout)
+		defer cancel()
+		return s.Topology().Complete(attempt, env.Bus.JetStream())
+	})
 	if err != nil {
 		return errors.Join(err, h.Close())
 	}

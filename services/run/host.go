@@ -135,14 +135,12 @@ func (h *Host) WaitReady(ctx context.Context) error {
 	}
 }
 
-// Patiently repeats bind while the topology is not there yet or does not answer: services of one deployment start in any
-// order.
-func Patiently(ctx context.Context, log *slog.Logger, patience time.Duration, bind func(context.Context) error) error {
+// Patiently repeats do while the topology is not there yet or does not answer: services of one deployment start in any
+// order, and on a cluster what was just made has to find a leader first.
+func Patiently(ctx context.Context, log *slog.Logger, patience time.Duration, do func() error) error {
 	deadline := time.Now().Add(patience)
 	for told := false; ; told = true {
-		attempt, cancel := context.WithTimeout(ctx, bindTimeout)
-		err := bind(attempt)
-		cancel()
+		err := do()
 		if !notYet(err) || ctx.Err() != nil || time.Now().After(deadline) {
 			return err
 		}
@@ -156,9 +154,6 @@ func Patiently(ctx context.Context, log *slog.Logger, patience time.Duration, bi
 		}
 	}
 }
-
-// bindTimeout bounds one attempt to find the topology. A stream without a leader does not answer.
-const bindTimeout = 3 * time.Second
 
 // notYet reports whether err is one that time may cure.
 func notYet(err error) bool {

@@ -61,7 +61,11 @@ func WriteLines[T any](ctx context.Context, d *Documents, name string, lines ite
 func ReadLines[T any](ctx context.Context, d *Documents, name string) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		var v T
-		o, err := d.objects.Get(ctx, name)
+		// Without a deadline the client waits 5 s for bytes, with one it waits that long.
+		open, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		defer cancel()
+		defer context.AfterFunc(ctx, cancel)()
+		o, err := d.objects.Get(open, name)
 		if errors.Is(err, jetstream.ErrObjectNotFound) {
 			err = ErrNotFound
 		}
@@ -70,7 +74,7 @@ func ReadLines[T any](ctx context.Context, d *Documents, name string) iter.Seq2[
 			return
 		}
 		defer func() { _ = o.Close() }()
-		dec := json.NewDecoder(bufio.NewReaderSize(o, 64<<10))
+		dec := json.NewDecoder(bufio.NewReaderSize(whole{o}, 64<<10))
 		for {
 			var v T
 			err := dec.Decode(&v)
@@ -86,4 +90,19 @@ func ReadLines[T any](ctx context.Context, d *Documents, name string) iter.Seq2[
 			}
 		}
 	}
+}
+
+// errReplaced says that bytes of a document do not come: somebody wrote it anew while it was being read, and what it was
+// made of is gone.
+var errReplaced = errors.New("the document was replaced while it was being read")
+
+// whole is a reader of a document that does not wait for bytes that are gone.
+type whole struct{ io.Reader }
+
+func (w whole) Read(p []byte) (int, error) {
+	n, err := w.Reader.Read(p)
+	if n == 0 && err == nil && len(p) > 0 { // how the client says that nothing came in time
+		return 0, errReplaced
+	}
+	return n, err
 }
