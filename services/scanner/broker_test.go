@@ -28,7 +28,7 @@ import (
 )
 
 // patience is how long a test waits for a fact.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // newBus starts a broker in the process, applies the topology and returns a bus.
 func newBus(tb testing.TB) *bus.Bus {
