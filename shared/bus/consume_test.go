@@ -246,9 +246,8 @@ func TestWorkInParallelAndNoFurtherAhead(t *testing.T) {
 	ahead := func() int { return info(t, b, topology.Tasks, topology.ImporterLive).NumAckPending - workers }
 	eventually(t, "the next ones at hand", func() bool { return ahead() > 0 })
 	for range tasks {
-		if n := ahead(); n > 2*workers {
-			t.Fatalf("%d taken ahead", n)
-		}
+		// The broker still counts what was acknowledged a moment ago; what is taken ahead stays.
+		eventually(t, "few are taken ahead", func() bool { return ahead() <= 2*workers })
 		gate <- struct{}{}
 	}
 	settled(t, b, topology.Tasks, topology.ImporterLive)
