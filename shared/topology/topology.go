@@ -219,8 +219,8 @@ func (t Topology) objectStore(name, why string) Stream {
 		Replicas:    max(t.Replicas, 1),
 		Discard:     jetstream.DiscardNew,
 		AllowRollup: true,
-		AllowDirect: true,
-		Duplicates:  2 * time.Minute,
+		// Not AllowDirect: a replica that lags would answer that a document which a record names is not there.
+		Duplicates: 2 * time.Minute,
 	}}
 }
 
