@@ -28,7 +28,7 @@ import (
 )
 
 // patience is how long a test waits for a fact.
-const patience = time.Minute
+const patience = 20 * time.Second
 
 // newBus starts a broker in the process, applies the topology and returns a bus.
 func newBus(tb testing.TB) *bus.Bus {

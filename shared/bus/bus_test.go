@@ -20,7 +20,7 @@ import (
 )
 
 // patience is how long a test waits for a fact before it fails.
-const patience = 30 * time.Second
+const patience = 10 * time.Second
 
 // open starts a broker in the process, applies the topology and returns a bus.
 func open(t testing.TB) *bus.Bus {

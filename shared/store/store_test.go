@@ -21,7 +21,7 @@ import (
 	"millrace/shared/topology"
 )
 
-const patience = 30 * time.Second
+const patience = 10 * time.Second
 
 // open starts a broker with the topology and returns what opens a bus on it, each on a connection of its own.
 func open(t *testing.T) func() (*bus.Bus, *nats.Conn) {

@@ -67,7 +67,7 @@ func Run(t testing.TB, s service.Service) (stop func()) {
 }
 
 // patience is how long a fact may take on a machine that is busy with other tests.
-const patience = time.Minute
+const patience = 30 * time.Second
 
 // Eventually waits until fact returns nil, and fails the test with its last error if that takes too long.
 func Eventually(t testing.TB, what string, fact func() error) {
