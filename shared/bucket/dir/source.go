@@ -3,7 +3,8 @@
 // A path is the file's path below the root with "/" between segments. Only regular files are objects. No symbolic link
 // below the root is ever followed: it is not an object, and nothing lies below it. A version is the modification time
 // and the size, so a program that rewrites a file in place, to the same length, and sets the old time back, goes
-// unnoticed.
+// unnoticed. No version is told before the clock has moved on from its time, so two writes in quick succession never
+// share one.
 package dir
 
 import (
@@ -166,14 +167,39 @@ func stat(root *os.Root, path string) (bucket.Object, error) {
 		return bucket.Object{}, wrap("stat", path, err)
 	}
 	defer f.Close()
-	var st unix.Stat_t
-	if err := unix.Fstatat(int(f.Fd()), path[len(folder(path)):], &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	st, err := statAt(f, path[len(folder(path)):])
+	if err != nil {
 		return bucket.Object{}, wrap("stat", path, err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return bucket.Object{}, fmt.Errorf("stat %q: not a regular file: %w", path, bucket.ErrNotExist)
 	}
 	return newObject(path, st.Mtim.Nano(), st.Size), nil
+}
+
+// tick is how far apart two writes must be to get different times: kernels stamp files by a clock that moves once per
+// timer interrupt, which is 10 ms at CONFIG_HZ=100, the slowest in use. (Linux has finer stamps since 6.13, but only for
+// files that somebody looked at between the writes.)
+const tick = 10 * time.Millisecond
+
+// settle waits until a file that is written from now on gets a later time than t, and reports whether that took waiting.
+func settle(t time.Time) bool {
+	age := time.Since(t)
+	if age < 0 || age > tick { // a time in the future was set by its owner
+		return false
+	}
+	time.Sleep(tick - age)
+	return true
+}
+
+// statAt looks at one name of a folder, and once more if its time was not over yet. A file that changes in between is
+// still being written, and will be heard of again.
+func statAt(folder *os.File, name string) (st unix.Stat_t, err error) {
+	err = unix.Fstatat(int(folder.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if err == nil && settle(time.Unix(0, st.Mtim.Nano())) {
+		err = unix.Fstatat(int(folder.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	}
+	return st, err
 }
 
 func newObject(path string, mtime, size int64) bucket.Object {
@@ -240,6 +266,9 @@ func openRegular(root *os.Root, path string) (*os.File, fs.FileInfo, error) {
 		return nil, nil, wrap("open", path, err)
 	}
 	info, err := f.Stat()
+	if err == nil && settle(info.ModTime()) {
+		info, err = f.Stat()
+	}
 	if err == nil && !info.Mode().IsRegular() {
 		err = syscall.ENOENT
 	}

@@ -141,9 +141,9 @@ func (w *walk) wantsDir(path string) bool {
 }
 
 func (w *walk) file(dir *os.File, path, name string) bool {
-	var st unix.Stat_t
-	if err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		if err == unix.ENOENT { // gone since the directory was read
+	st, err := statAt(dir, name)
+	if err != nil {
+		if errors.Is(err, unix.ENOENT) { // gone since the directory was read
 			return true
 		}
 		w.yield(bucket.Object{}, wrap("list", path+name, err))
