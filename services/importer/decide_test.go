@@ -247,6 +247,8 @@ func TestNext(t *testing.T) {
 	}
 	settledJob := job(store.JobCompleted, 2)
 	settledJob.Settled = true
+	cleared := job(store.JobCancelled, 2)
+	cleared.Report = "jobs/x.jsonl"
 	for name, c := range map[string]struct {
 		rec  *store.Job
 		fold *fold
@@ -259,6 +261,7 @@ func TestNext(t *testing.T) {
 		"all final":               {job(store.JobImporting, 2), full, end},
 		"nothing matched":         {job(store.JobImporting, 0), newFold(), end},
 		"cancelled":               {job(store.JobCancelled, 2), open, clearQueue},
+		"cancelled and reported":  {cleared, newFold(), settleEnded}, // its entries may be gone: no second report
 		"ended, not announced":    {job(store.JobCompleted, 2), full, settleEnded},
 		"failed while planned":    {job(store.JobFailed, 0), newFold(), settleEnded},
 		"settled":                 {settledJob, newFold(), nothing},

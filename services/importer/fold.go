@@ -94,7 +94,7 @@ func next(rec *store.Job, f *fold) step {
 			return sweepUp
 		}
 		return nothing
-	case rec.Status == store.JobCancelled:
+	case rec.Status == store.JobCancelled && rec.Report == "":
 		return clearQueue
 	case rec.Status.Terminal():
 		return settleEnded

@@ -437,6 +437,26 @@ func TestRetries(t *testing.T) {
 }
 
 // A cancelled job ends with what it has: transfers in flight stop, the queue is settled, no event is published.
+// A tracker that lost its lease and does not know it yet must not report from entries that its successor has removed.
+func TestReportOutlivesALateTracker(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.write("a.mp4", sample(t, "video.mp4"))
+	stop := r.start(Config{}, r.library)
+	job := r.plan("auto", event.NewOnly, "a.mp4")
+	rec, _ := r.ended(job)
+	stop()
+	late := newTracker(r.env, newMetrics(prometheus.NewRegistry()))
+	if err := late.open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	rec.Status, rec.Settled, rec.Report = store.JobImporting, false, ""
+	if err := late.end(t.Context(), rec, rec.Progress, 1); err == nil {
+		t.Error("a job ended twice")
+	}
+	r.ended(job)
+}
+
 func TestCancel(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

@@ -497,13 +497,14 @@ func (pl *plan) finish(ctx context.Context) error {
 		return err
 	}
 	if pl.shared {
-		pl.total = 0
-		for _, err := range pl.bus.Scan(ctx, topology.Files, pl.bus.Subject("file", pl.req.Job, "*"), 0) {
+		seen := make(map[string]struct{}) // an entry that an importer changes meanwhile comes twice
+		for m, err := range pl.bus.Scan(ctx, topology.Files, pl.bus.Subject("file", pl.req.Job, "*"), 0) {
 			if err != nil {
 				return err
 			}
-			pl.total++
+			seen[m.Subject] = struct{}{}
 		}
+		pl.total = len(seen)
 	}
 	return pl.record(ctx, func(j *store.Job) {
 		j.Status, j.Cursor, j.Progress.Total = store.JobImporting, "", pl.total

@@ -33,10 +33,40 @@ const (
 
 // Scan yields the messages of a stream whose subject matches filter, from sequence from on (0: the first), in stream
 // order. It pages, so memory stays constant, and the caller may take its time between two messages; what is written
-// meanwhile may or may not be seen.
+// meanwhile may or may not be seen. What was written before is seen, on replicated streams too.
 func (b *Bus) Scan(ctx context.Context, stream, filter string, from uint64) iter.Seq2[Stored, error] {
-	return func(yield func(Stored, error) bool) {
-		b.pages(ctx, b.Stream(stream), query{Seq: max(from, 1), Next: filter, Batch: pageSize}, yield)
+	return func(yield func(Stored, error) bool) { b.scan(ctx, b.Stream(stream), filter, max(from, 1), yield) }
+}
+
+// scan reports whether the caller wants more than there is.
+func (b *Bus) scan(ctx context.Context, stream, filter string, from uint64, yield func(Stored, error) bool) bool {
+	q := query{Seq: from, Next: filter, Batch: pageSize}
+	next := from // the first sequence that was not read
+	see := func(m Stored, err error) bool {
+		if err == nil {
+			next = m.Sequence + 1
+		}
+		return yield(m, err)
+	}
+	if !b.clustered() {
+		return b.pages(ctx, stream, q, see)
+	}
+	for late := (lateness{}); ; {
+		if !b.pages(ctx, stream, q, see) {
+			return false
+		}
+		newest, err := b.newest(ctx, stream, filter)
+		if err == nil && newest < next {
+			return true
+		}
+		if err == nil {
+			err = late.wait(ctx, next > q.Seq)
+		}
+		if err != nil {
+			yield(Stored{}, fmt.Errorf("read stream %s: %w", stream, err))
+			return false
+		}
+		q.Seq = next
 	}
 }
 
@@ -47,14 +77,9 @@ const lastBound = 500
 // without a message yield nothing. A wildcard may match more than 1,024 subjects only on a stream that keeps one message
 // per subject.
 func (b *Bus) Last(ctx context.Context, stream string, subjects ...string) iter.Seq2[Stored, error] {
-	return b.LastOf(ctx, b.Stream(stream), subjects...)
-}
-
-// LastOf is Last for a stream given by the broker's name, as those behind buckets are.
-func (b *Bus) LastOf(ctx context.Context, stream string, subjects ...string) iter.Seq2[Stored, error] {
 	return func(yield func(Stored, error) bool) {
 		for chunk := range slices.Chunk(subjects, lastBound) {
-			if !b.last(ctx, stream, chunk, yield) {
+			if !b.last(ctx, b.Stream(stream), chunk, yield) {
 				return
 			}
 		}
@@ -74,7 +99,7 @@ func (b *Bus) last(ctx context.Context, stream string, subjects []string, yield 
 	case !tooMany:
 		return more
 	case len(subjects) == 1:
-		return b.pages(ctx, stream, query{Seq: 1, Next: subjects[0], Batch: pageSize}, yield)
+		return b.scan(ctx, stream, subjects[0], 1, yield)
 	}
 	mid := len(subjects) / 2
 	return b.last(ctx, stream, subjects[:mid], yield) && b.last(ctx, stream, subjects[mid:], yield)
@@ -83,21 +108,25 @@ func (b *Bus) last(ctx context.Context, stream string, subjects []string, yield 
 // pages yields all that answers q, a page at a time. It reports whether the caller wants more than that.
 func (b *Bus) pages(ctx context.Context, stream string, q query, yield func(Stored, error) bool) bool {
 	q.MaxBytes = pageBytes
+	get := b.get
+	if q.Last != nil && b.clustered() {
+		get = b.getCurrent
+	}
 	for {
-		page, more, err := b.get(ctx, stream, q)
+		page, err := get(ctx, stream, q)
 		if err != nil {
 			yield(Stored{}, fmt.Errorf("read stream %s: %w", stream, err))
 			return false
 		}
-		for _, m := range page {
+		for _, m := range page.msgs {
 			if !yield(m, nil) {
 				return false
 			}
 		}
-		if !more || len(page) == 0 {
+		if !page.more || len(page.msgs) == 0 {
 			return true
 		}
-		q.Seq = page[len(page)-1].Sequence + 1
+		q.Seq, q.reached = page.msgs[len(page.msgs)-1].Sequence+1, page.upTo
 	}
 }
 
@@ -108,55 +137,68 @@ type query struct {
 	Batch    int      `json:"batch,omitempty"`
 	Last     []string `json:"multi_last,omitempty"`
 	MaxBytes int      `json:"max_bytes,omitempty"`
+
+	reached uint64 // how far the replica was that answered the page before
+}
+
+// answer is what one direct get brought.
+type answer struct {
+	msgs []Stored
+	more bool   // behind the last message
+	upTo uint64 // of last messages: how far the replica was that answered; 0: there was nothing to tell it by
 }
 
 // errTooMany says that more last messages match than the server is willing to send at once.
 var errTooMany = errors.New("too many results")
 
-// get asks a stream once and returns the whole answer, and whether there is more behind its last message.
+// get asks a stream once and returns the whole answer.
 //
 // It is ours rather than jetstreamext's, whose iterators end without an error when an answer breaks off, be it by time
 // or by the end of the context: a planner that took that for the end would forget the arrivals it did not see.
-func (b *Bus) get(ctx context.Context, stream string, q query) (page []Stored, more bool, err error) {
+func (b *Bus) get(ctx context.Context, stream string, q query) (a answer, err error) {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
 	body, err := json.Marshal(q)
 	if err != nil {
-		return nil, false, err
+		return a, err
 	}
 	sub, err := b.nc.SubscribeSync(b.nc.NewInbox())
 	if err != nil {
-		return nil, false, err
+		return a, err
 	}
 	defer func() { _ = sub.Unsubscribe() }()
 	if err := b.nc.PublishRequest("$JS.API.DIRECT.GET."+stream, sub.Subject, body); err != nil {
-		return nil, false, err
+		return a, err
 	}
 	for {
 		m, err := sub.NextMsgWithContext(ctx)
 		if err != nil {
-			return nil, false, fmt.Errorf("after %d messages: %w", len(page), err)
+			return a, fmt.Errorf("after %d messages: %w", len(a.msgs), err)
 		}
 		if m.Header.Get(jetstream.SequenceHeader) != "" {
 			s, err := stored(m)
 			if err != nil {
-				return nil, false, err
+				return a, err
 			}
-			page = append(page, s)
+			a.msgs = append(a.msgs, s)
 			continue
 		}
 		status, text := m.Header.Get("Status"), m.Header.Get("Description")
 		switch {
 		case status == "204": // the end of the answer
-			return page, m.Header.Get("Nats-Num-Pending") != "0", nil
+			a.more = m.Header.Get("Nats-Num-Pending") != "0"
+			if q.Last != nil {
+				a.upTo, err = strconv.ParseUint(m.Header.Get("Nats-UpTo-Sequence"), 10, 64)
+			}
+			return a, err
 		case status == "404" && (q.Last == nil || text == "No Results"):
-			return page, false, nil
+			return a, nil
 		case status == "413":
-			return nil, false, errTooMany
+			return a, errTooMany
 		case status == "503":
-			return nil, false, nats.ErrNoResponders
+			return a, nats.ErrNoResponders
 		}
-		return nil, false, fmt.Errorf("the broker answered %s %s", status, text)
+		return a, fmt.Errorf("the broker answered %s %s", status, text)
 	}
 }
 

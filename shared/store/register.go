@@ -27,9 +27,10 @@ var ErrUnchanged = errors.New("unchanged")
 
 // Register is one bucket of records of type T, by key. A key is an id: letters, digits, "-" and "_".
 type Register[T any] struct {
-	bus  *bus.Bus
-	kv   jetstream.KeyValue
-	name string
+	bus    *bus.Bus
+	kv     jetstream.KeyValue
+	stream jetstream.Stream // behind kv
+	name   string
 }
 
 // Open binds a bucket of the topology. It fails with topology.ErrMissing when nobody has made it.
@@ -38,10 +39,14 @@ func Open[T any](ctx context.Context, b *bus.Bus, name string) (*Register[T], er
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
 		err = topology.ErrMissing
 	}
+	var stream jetstream.Stream
+	if err == nil {
+		stream, err = b.JetStream().Stream(ctx, "KV_"+b.Bucket(name))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open bucket %s: %w", name, err)
 	}
-	return &Register[T]{bus: b, kv: kv, name: name}, nil
+	return &Register[T]{bus: b, kv: kv, stream: stream, name: name}, nil
 }
 
 // Revision identifies one state of a record for compare-and-set. 0: there is none.
@@ -161,10 +166,14 @@ func (r *Register[T]) Modify(ctx context.Context, key string, change func(v *T) 
 // tombstone returns the revision of the marker that a deleted record leaves, 0 when there never was one, or says that
 // somebody created the record meanwhile.
 func (r *Register[T]) tombstone(ctx context.Context, key string) (rev Revision, created bool, err error) {
-	for m, err := range r.bus.LastOf(ctx, "KV_"+r.bus.Bucket(r.name), r.subject(key)) {
-		return m.Sequence, len(m.Data) > 0, err
+	m, err := r.stream.GetLastMsgForSubject(ctx, r.subject(key))
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return 0, false, nil
 	}
-	return 0, false, nil
+	if err != nil {
+		return 0, false, fmt.Errorf("read %s %s: %w", r.name, key, err)
+	}
+	return m.Sequence, len(m.Data) > 0, nil
 }
 
 // Delete removes a record; none there is no error.

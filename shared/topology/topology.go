@@ -202,7 +202,7 @@ func (t Topology) keyValue(name, why string) Stream {
 		Discard:            jetstream.DiscardNew,
 		DenyDelete:         true,
 		AllowRollup:        true,
-		AllowDirect:        true,
+		AllowDirect:        t.Replicas <= 1, // a replica that lags would answer with a record as it was
 		AllowAtomicPublish: true,
 		Duplicates:         2 * time.Minute,
 	}}
