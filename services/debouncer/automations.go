@@ -30,9 +30,12 @@ func (as *automations) follow(ctx context.Context) error {
 }
 
 // wait returns true once all automations are known, false when ctx ended first.
-func (as *automations) wait(ctx context.Context) bool {
+func (as *automations) wait(ctx context.Context) bool { return done(ctx, as.ready) }
+
+// done reports whether something became ready before ctx ended.
+func done(ctx context.Context, ready <-chan struct{}) bool {
 	select {
-	case <-as.ready:
+	case <-ready:
 		return true
 	case <-ctx.Done():
 		return false

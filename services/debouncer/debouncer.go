@@ -1,8 +1,8 @@
 // Package debouncer answers "when?": it merges arrivals into the window of their automation, closes windows that have
 // been quiet for long enough, and asks for their jobs.
 //
-// What a window is and decides stands in shared/window. Here is what drives it: arrivals in batches, the alarm clock,
-// and a sweep for what no alarm rang for. Any number of debouncers may run.
+// What a window is and decides stands in shared/window. Here is what drives it: arrivals in batches, a clock, and a sweep
+// for what was left half done. Any number of debouncers may run.
 package debouncer
 
 import (
@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"millrace/shared/bus"
-	"millrace/shared/control"
 	"millrace/shared/event"
 	"millrace/shared/service"
 	"millrace/shared/store"
@@ -26,11 +25,8 @@ import (
 type Config struct {
 	// MaxWaitFactor times an automation's interval is the longest life of a window under steady arrivals. Default 6.
 	MaxWaitFactor int
-	// SweepInterval is how often windows are looked at that no alarm rang for. Default 30 s.
+	// SweepInterval is how often it is looked for what a process that died has left half done. Default 30 s.
 	SweepInterval time.Duration
-	// Closers is how many windows are closed at a time; their writes share fsyncs. Default 64: each costs
-	// an idle process a pull of its own.
-	Closers int
 }
 
 func (c *Config) setDefaults() {
@@ -39,9 +35,6 @@ func (c *Config) setDefaults() {
 	}
 	if c.SweepInterval == 0 {
 		c.SweepInterval = 30 * time.Second
-	}
-	if c.Closers == 0 {
-		c.Closers = 64
 	}
 }
 
@@ -54,9 +47,6 @@ func (c Config) Validate() error {
 	if c.SweepInterval < time.Second {
 		errs = append(errs, fmt.Errorf("sweep interval %s: must be at least 1s", c.SweepInterval))
 	}
-	if c.Closers < 1 {
-		errs = append(errs, fmt.Errorf("closers %d: must be at least 1", c.Closers))
-	}
 	return errors.Join(errs...)
 }
 
@@ -64,12 +54,12 @@ func (c Config) Validate() error {
 type Debouncer struct {
 	cfg     Config
 	env     service.Env
-	router  *control.Router
 	metrics metrics
 
 	automations *automations
 	windows     *window.Windows
-	sweep       *sweep
+	clock       *clock
+	orphans     map[string]uint64 // first pending arrival of automations without a window, as the sweep before found it
 }
 
 // New returns a debouncer that has opened nothing yet.
@@ -79,20 +69,10 @@ func New(cfg Config, env service.Env) (*Debouncer, error) {
 		return nil, fmt.Errorf("debouncer: %w", err)
 	}
 	env.Log = env.Log.With("component", "debouncer")
-	router, err := env.Router()
-	if err != nil {
-		return nil, fmt.Errorf("debouncer: %w", err)
-	}
-	d := &Debouncer{cfg: cfg, env: env, router: router, metrics: newMetrics(env.Metrics)}
+	d := &Debouncer{cfg: cfg, env: env, metrics: newMetrics(env.Metrics)}
 	d.automations = &automations{byID: make(map[string]*store.Automation), ready: make(chan struct{})}
-	d.sweep = newSweep(d)
-	return d, router.Add(control.Handler{
-		Name:        "due-windows",
-		Stream:      env.Bus.Stream(topology.Timers),
-		Consumer:    topology.DebouncerDue,
-		Concurrency: cfg.Closers,
-		Handle:      control.Handle(d.ring),
-	})
+	d.clock = newClock(d)
+	return d, nil
 }
 
 // Run works until ctx ends. It fails when the topology is missing.
@@ -106,7 +86,7 @@ func (d *Debouncer) Run(ctx context.Context) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.automations.follow(ctx) })
-	g.Go(func() error { return d.sweep.run(ctx) })
+	g.Go(func() error { return d.clock.watch(ctx) })
 	g.Go(func() error {
 		if !d.automations.wait(ctx) {
 			return nil
@@ -114,17 +94,28 @@ func (d *Debouncer) Run(ctx context.Context) error {
 		return d.env.Bus.ConsumeBatch(ctx, topology.DebouncerArrivals, bus.Options{Batch: 1000}, d.arrive)
 	})
 	g.Go(func() error {
-		if !d.automations.wait(ctx) {
-			return nil
+		if d.automations.wait(ctx) && d.clock.wait(ctx) {
+			d.clock.run(ctx)
 		}
-		return d.router.Run(ctx)
+		return nil
+	})
+	g.Go(func() error {
+		if d.automations.wait(ctx) && d.clock.wait(ctx) {
+			d.sweep(ctx)
+		}
+		return nil
 	})
 	return g.Wait()
 }
 
 // Ready returns nil while the debouncer holds its consumers.
 func (d *Debouncer) Ready() error {
-	return errors.Join(d.env.Bus.Consuming(topology.DebouncerArrivals), d.router.Ready())
+	select {
+	case <-d.clock.ready:
+		return d.env.Bus.Consuming(topology.DebouncerArrivals)
+	default:
+		return errors.New("the windows are still being read")
+	}
 }
 
 // mergers is how many windows take arrivals at a time; their writes share fsyncs.
@@ -185,28 +176,6 @@ func (d *Debouncer) merge(ctx context.Context, id string, arrivals []window.Arri
 // config is what an automation says about its windows.
 func (d *Debouncer) config(a *store.Automation) window.Config {
 	return window.Config{Interval: a.Interval(), MaxWait: time.Duration(d.cfg.MaxWaitFactor) * a.Interval(), Rev: a.Rev}
-}
-
-// ring handles the ring of an alarm. It is late by nature and may come twice or for a window long closed; the record
-// decides.
-func (d *Debouncer) ring(ctx context.Context, t event.Timer, _ *control.Message) error {
-	did, err := d.close(ctx, t.Automation, t.Epoch)
-	if err == nil && did == window.Close {
-		d.metrics.closed.Inc()
-	}
-	return err
-}
-
-// close closes the window of epoch if it is due.
-func (d *Debouncer) close(ctx context.Context, automation, epoch string) (window.Action, error) {
-	a, err := d.automations.get(ctx, automation)
-	if err != nil {
-		return window.Ignore, err
-	}
-	if a == nil || !a.Enabled {
-		return window.Ignore, d.windows.Drop(ctx, automation)
-	}
-	return d.windows.Ring(ctx, automation, epoch, func() (event.JobRequested, error) { return request(a), nil })
 }
 
 // request is the job that a window of a becomes: what is configured now.

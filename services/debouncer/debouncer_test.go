@@ -154,9 +154,9 @@ func TestHeldWindowWaitsForRelease(t *testing.T) {
 		t.Fatal(err)
 	}
 	arrive(t, e, a, 3)
-	servicetest.Eventually(t, "the alarm rang and two sweeps passed", func() error {
-		if n := histogramCount(t, d.metrics.sweep); n < 4 {
-			return fmt.Errorf("%d sweeps", n)
+	servicetest.Eventually(t, "the deadline is over for a second", func() error {
+		if r := record(t, e, a.ID); r.Open == nil || r.Open.Count != 3 || time.Since(r.Open.Deadline) < time.Second {
+			return fmt.Errorf("%+v", r.Open)
 		}
 		return nil
 	})
@@ -171,12 +171,12 @@ func TestHeldWindowWaitsForRelease(t *testing.T) {
 	}
 }
 
-// I6, I9: whatever became of the alarm, the sweep closes the window, and counts that it had to.
-func TestSweepTakesOverFromLostAlarms(t *testing.T) {
+// I6, I9: a window whose end nobody was there to see is closed by the next debouncer, at once.
+func TestOverdueWindowsCloseAtTheStart(t *testing.T) {
 	t.Parallel()
 	e := servicetest.Env(t)
 	a := automation(t, e, store.Automation{Enabled: true, Debounce: "1s"})
-	d, stop := start(t, e, Config{})
+	_, stop := start(t, e, Config{})
 	arrive(t, e, a, 5)
 	servicetest.Eventually(t, "a window is open", func() error {
 		if record(t, e, a.ID).Open == nil {
@@ -185,15 +185,47 @@ func TestSweepTakesOverFromLostAlarms(t *testing.T) {
 		return nil
 	})
 	stop()
-	_ = d
-	if err := e.Bus.Purge(t.Context(), topology.Timers, e.Bus.Subject(">"), 0); err != nil {
-		t.Fatal(err)
+	servicetest.Eventually(t, "it is overdue", func() error {
+		if r := record(t, e, a.ID); r.Open == nil || !window.Due(r, time.Now()) {
+			return fmt.Errorf("%+v", r.Open)
+		}
+		return nil
+	})
+	begun := time.Now()
+	start(t, e, Config{SweepInterval: time.Hour})
+	if req := wantRequests(t, e, 1)[0]; req.LastSeq != 5 || req.RequestedAt.Before(begun) {
+		t.Errorf("%+v", req)
 	}
-	d, _ = start(t, e, Config{SweepInterval: time.Second})
-	wantRequests(t, e, 1)
-	servicetest.Eventually(t, "the sweep counted", func() error {
-		if n := testutil.ToFloat64(d.metrics.swept.WithLabelValues(sweptOverdue)); n != 1 {
-			return fmt.Errorf("%v times", n)
+}
+
+// I6: a window does not close over the head of arrivals that are stored and still wait to be merged.
+func TestWindowWaitsForStoredArrivals(t *testing.T) {
+	t.Parallel()
+	e := servicetest.Env(t)
+	a := automation(t, e, store.Automation{Enabled: true, Debounce: "1s"})
+	_, stop := start(t, e, Config{})
+	arrive(t, e, a, 3)
+	servicetest.Eventually(t, "a window is open", func() error {
+		if r := record(t, e, a.ID); r.Open == nil || r.Open.Count != 3 {
+			return errors.New("none")
+		}
+		return nil
+	})
+	stop()
+	arrive(t, e, a, 2000) // before the deadline, and nobody merges them
+	servicetest.Eventually(t, "it is overdue", func() error {
+		if r := record(t, e, a.ID); r.Open == nil || !window.Due(r, time.Now()) {
+			return fmt.Errorf("%+v", r.Open)
+		}
+		return nil
+	})
+	d, _ := start(t, e, Config{})
+	if req := wantRequests(t, e, 1)[0]; req.LastSeq != 2003 {
+		t.Errorf("the job has the arrivals up to %d of 2003", req.LastSeq)
+	}
+	servicetest.Eventually(t, "one window closed", func() error {
+		if n := testutil.ToFloat64(d.metrics.closed); n != 1 {
+			return fmt.Errorf("%v did", n)
 		}
 		return nil
 	})
@@ -258,7 +290,7 @@ func TestSweepAdoptsOrphans(t *testing.T) {
 	}
 }
 
-// I3, I6: two debouncers, every alarm handled by either, the sweep of both: one job per window.
+// I3, I6: two debouncers, each of which sees every window end: one job per window.
 func TestTwoDebouncersRequestOneJobEach(t *testing.T) {
 	t.Parallel()
 	e := servicetest.Env(t)
@@ -308,15 +340,4 @@ func TestDisabledAutomationDropsItsWindow(t *testing.T) {
 	if n := len(requests(t, e)); n > 0 {
 		t.Errorf("%d jobs of a disabled automation", n)
 	}
-}
-
-func histogramCount(t testing.TB, h prometheus.Histogram) int {
-	t.Helper()
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(h)
-	families, err := reg.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return int(families[0].GetMetric()[0].GetHistogram().GetSampleCount())
 }

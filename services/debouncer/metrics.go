@@ -7,7 +7,6 @@ import (
 
 // What the sweep can find.
 const (
-	sweptOverdue = "overdue" // an open window whose alarm did not ring
 	sweptClosing = "closing" // a closing that nobody finished
 	sweptConfig  = "config"  // a window under an old configuration
 	sweptOrphan  = "orphan"  // arrivals that no window knew
@@ -16,6 +15,7 @@ const (
 type metrics struct {
 	arrivals prometheus.Counter
 	closed   prometheus.Counter
+	late     prometheus.Histogram
 	swept    *prometheus.CounterVec
 	sweep    prometheus.Histogram
 }
@@ -27,16 +27,20 @@ func newMetrics(reg prometheus.Registerer) metrics {
 			Name: "debouncer_arrivals_total", Help: "Arrivals merged into windows, redeliveries included.",
 		}),
 		closed: f.NewCounter(prometheus.CounterOpts{
-			Name: "debouncer_windows_closed_total", Help: "Windows closed by their alarm.",
+			Name: "debouncer_windows_closed_total", Help: "Windows that became jobs.",
+		}),
+		late: f.NewHistogram(prometheus.HistogramOpts{
+			Name: "debouncer_window_lateness_seconds", Help: "From the deadline of a window until its job was requested.",
+			Buckets: []float64{0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60},
 		}),
 		swept: f.NewCounterVec(prometheus.CounterOpts{
-			Name: "debouncer_sweep_acted_total", Help: "What the sweep had to do because no alarm rang. Should stay at zero.",
+			Name: "debouncer_sweep_acted_total", Help: "What the sweep found half done. Should stay at zero while nothing crashes.",
 		}, []string{"kind"}),
 		sweep: f.NewHistogram(prometheus.HistogramOpts{
 			Name: "debouncer_sweep_duration_seconds", Help: "Duration of one sweep.", Buckets: prometheus.ExponentialBuckets(0.0001, 10, 6),
 		}),
 	}
-	for _, kind := range []string{sweptOverdue, sweptClosing, sweptConfig, sweptOrphan} {
+	for _, kind := range []string{sweptClosing, sweptConfig, sweptOrphan} {
 		m.swept.WithLabelValues(kind)
 	}
 	return m

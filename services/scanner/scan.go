@@ -9,10 +9,12 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
 	"millrace/shared/bus"
 	"millrace/shared/event"
 	"millrace/shared/store"
-	"millrace/shared/window"
 )
 
 // Epochs of rings that stand outside of an automation's row of timers. Whoever wants a scan publishes an event.Timer
@@ -222,7 +224,22 @@ func (s *scans) arm(ctx context.Context, automation string, t timer) error {
 	if err != nil {
 		return err
 	}
-	return window.Arm(ctx, s.bus, "scan", automation, t.epoch, t.next, body)
+	// To the second, rounded up: schedules have no finer resolution, and an alarm that rings early would only have to be
+	// set again. An epoch is never armed twice except by the handler of its ring: an alarm that is replaced while it rings
+	// can be lost.
+	at := t.next.Add(time.Second - 1).Truncate(time.Second).UTC()
+	_, err = s.bus.Publish(ctx, bus.Message{
+		Subject: s.bus.Subject("timer", "scan", automation, t.epoch),
+		Header: nats.Header{
+			jetstream.ScheduleHeader:       {"@at " + at.Format(time.RFC3339)},
+			jetstream.ScheduleTargetHeader: {s.bus.Subject("due", "scan", automation)},
+		},
+		Data: body,
+	})
+	if err != nil {
+		return fmt.Errorf("arm the next scan of %s: %w", automation, err)
+	}
+	return nil
 }
 
 // ring asks for a scan at once. id, if not empty, lets the broker drop what other scanners ask for the same reason.

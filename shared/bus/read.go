@@ -248,3 +248,14 @@ func (b *Bus) State(ctx context.Context, stream string) (jetstream.StreamState, 
 	}
 	return s.CachedInfo().State, nil
 }
+
+// Handled reports whether a consumer of the topology has handled its stream up to a sequence.
+func (b *Bus) Handled(ctx context.Context, consumer string, upTo uint64) (bool, error) {
+	c, err := b.Bind(ctx, b.js, consumer)
+	if err != nil {
+		return false, fmt.Errorf("progress of consumer %s: %w", consumer, err)
+	}
+	// What was replaced or removed is never acknowledged, so the floor can stay behind.
+	info := c.CachedInfo()
+	return info.AckFloor.Stream >= upTo || (info.NumPending == 0 && info.NumAckPending == 0), nil
+}

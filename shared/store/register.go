@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -91,6 +92,35 @@ func (r *Register[T]) Create(ctx context.Context, key string, v T) error {
 func (r *Register[T]) Update(ctx context.Context, key string, v T, rev Revision) error {
 	_, err := r.write(ctx, key, v, &rev)
 	return err
+}
+
+// Write is one update of a record whose revision must still be Revision.
+type Write[T any] struct {
+	Key      string
+	Value    T
+	Revision Revision
+}
+
+// UpdateAll is Update for many records, as atomic batches. Each has its own revision and error.
+func (r *Register[T]) UpdateAll(ctx context.Context, writes []Write[T]) ([]Revision, []error) {
+	msgs := make([]bus.Message, len(writes))
+	for i, w := range writes {
+		data, err := json.Marshal(w.Value)
+		if err != nil {
+			err = fmt.Errorf("encode %s %s: %w", r.name, w.Key, err)
+			return make([]Revision, len(writes)), slices.Repeat([]error{err}, len(writes))
+		}
+		msgs[i] = bus.Message{Subject: r.subject(w.Key), Data: data, Expect: &w.Revision}
+	}
+	revs, errs := r.bus.PublishAll(ctx, msgs)
+	for i, err := range errs {
+		if errors.Is(err, bus.ErrConflict) || errors.Is(err, bus.ErrUnknown) {
+			if _, raw, rev, rerr := r.get(ctx, writes[i].Key); rerr == nil && bytes.Equal(raw, msgs[i].Data) {
+				revs[i], errs[i] = rev, nil
+			}
+		}
+	}
+	return revs, errs
 }
 
 func (r *Register[T]) write(ctx context.Context, key string, v T, expect *uint64) (Revision, error) {

@@ -57,7 +57,6 @@ const (
 	ScannerJobsBulk      = "scanner-jobs-bulk"
 	ScannerDue           = "scanner-due"
 	DebouncerArrivals    = "debouncer-arrivals"
-	DebouncerDue         = "debouncer-due"
 	ImporterLive         = "importer-live"
 	ImporterBulk         = "importer-bulk"
 	PresetTriggerJobs    = "preset-trigger-jobs"
@@ -156,7 +155,6 @@ func (t Topology) Consumers() []Consumer {
 		t.consumer(ScannerJobsBulk, Jobs, "plans one-time jobs", 10_000, "job.requested.bulk.*"),
 		t.consumer(ScannerDue, Timers, "re-scans", 1_000, "due.scan.*"),
 		t.consumer(DebouncerArrivals, Arrivals, "merges arrivals into windows", 20_000, "arrival.*.*"),
-		t.consumer(DebouncerDue, Timers, "closes windows", 10_000, "due.window.*"),
 		t.consumer(ImporterLive, Tasks, "imports what somebody waits for", 20_000, "task.live.*.*"),
 		t.consumer(ImporterBulk, Tasks, "imports backfills", 20_000, "task.bulk.*.*"),
 		t.consumer(PresetTriggerJobs, Events, "starts runs after jobs", 1_000,

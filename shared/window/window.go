@@ -9,8 +9,8 @@
 //	                     └────┘ arrival: the deadline moves on, at most to OpenedAt + MaxWait
 //
 // Arrivals during closing open the next window beside it. While the automation is paused the record is held: windows
-// open and grow, and none closes. The alarm clock only wakes somebody up to look at the record; what it says is decided
-// here, by functions of values.
+// open and grow, and none closes. Whoever knows the record knows from its deadline when to look at it; what is then to
+// be done is decided here, by functions of values.
 package window
 
 import (
@@ -40,16 +40,14 @@ type Record struct {
 
 // Open is a window that takes arrivals.
 type Open struct {
-	// Epoch is random and names this window, its alarm and its job. A window that needs another alarm gets another
-	// epoch: an alarm that is replaced while it rings can be lost.
-	Epoch         string    `json:"epoch"`
+	Epoch         string    `json:"epoch"` // random; names this window and its job
 	OpenedAt      time.Time `json:"opened_at"`
 	LastArrivalAt time.Time `json:"last_arrival_at"` // as the broker stored it
 	LastSeq       uint64    `json:"last_seq"`        // arrivals up to here are in the window
 	Deadline      time.Time `json:"deadline"`
 	Count         int       `json:"count"` // for people; the arrivals themselves decide
 	Bytes         int64     `json:"bytes"`
-	ConfigRev     int       `json:"config_rev"` // under which the alarm was armed
+	ConfigRev     int       `json:"config_rev"` // under which the deadline was set
 }
 
 // Closing is a window whose job is being requested.
@@ -76,7 +74,7 @@ func Merge(r Record, arrivals []Arrival, cfg Config, epoch string) (_ Record, op
 	if r.Open != nil {
 		o = *r.Open
 	} else {
-		o = Open{Epoch: epoch, OpenedAt: arrivals[0].Stored, ConfigRev: cfg.Rev}
+		o = Open{Epoch: epoch, OpenedAt: arrivals[0].Stored}
 		opened = true
 	}
 	counted := o.LastSeq
@@ -97,13 +95,13 @@ func Merge(r Record, arrivals []Arrival, cfg Config, epoch string) (_ Record, op
 	return r, opened
 }
 
-// plan sets the deadline. ConfigRev stays: it tells under which configuration the alarm was armed, and an arrival arms
-// none.
+// plan sets the deadline.
 func plan(o Open, cfg Config) *Open {
 	wait := cfg.MaxWait
 	if wait <= 0 {
 		wait = 6 * cfg.Interval
 	}
+	o.ConfigRev = cfg.Rev
 	o.Deadline = o.LastArrivalAt.Add(cfg.Interval)
 	if last := o.OpenedAt.Add(wait); last.Before(o.Deadline) {
 		o.Deadline = last
@@ -111,28 +109,9 @@ func plan(o Open, cfg Config) *Open {
 	return &o
 }
 
-// Action is what to do when an alarm rings.
-type Action int
-
-// The actions.
-const (
-	Ignore Action = iota // an alarm of another window, or none is open
-	Wait                 // the deadline has moved on: arm again for it
-	Leave                // held
-	Close                // due
-)
-
-// Due decides what the alarm of epoch means at now.
-func Due(r Record, epoch string, now time.Time) Action {
-	switch {
-	case r.Open == nil || r.Open.Epoch != epoch:
-		return Ignore
-	case r.Held:
-		return Leave
-	case now.Before(r.Open.Deadline):
-		return Wait
-	}
-	return Close
+// Due reports whether the window is to be closed at now.
+func Due(r Record, now time.Time) bool {
+	return r.Open != nil && !r.Held && !now.Before(r.Open.Deadline)
 }
 
 // StartClosing moves the open window to closing. request is the job it becomes; its id, epoch and last sequence are
@@ -165,8 +144,8 @@ func Hold(r Record) Record {
 }
 
 // Release lets windows close again. The deadline of one that was held open becomes its interval after its last arrival,
-// or now if that has passed, and it gets the given epoch, under which the caller arms its alarm.
-func Release(r Record, cfg Config, now time.Time, epoch string) Record {
+// or now if that has passed.
+func Release(r Record, cfg Config, now time.Time) Record {
 	if !r.Held {
 		return r
 	}
@@ -175,23 +154,21 @@ func Release(r Record, cfg Config, now time.Time, epoch string) Record {
 		return r
 	}
 	o := *r.Open
-	o.Epoch = epoch
 	o.ConfigRev = cfg.Rev
 	o.Deadline = o.LastArrivalAt.Add(cfg.Interval)
 	if o.Deadline.Before(now) {
-		o.Deadline = now
+		o.Deadline = now.UTC()
 	}
 	r.Open = &o
 	return r
 }
 
-// Reconfigure judges an open window anew under cfg. The caller arms its alarm under the given epoch.
-func Reconfigure(r Record, cfg Config, epoch string) Record {
+// Reconfigure judges an open window anew under cfg.
+func Reconfigure(r Record, cfg Config) Record {
 	if r.Open == nil || r.Open.ConfigRev == cfg.Rev {
 		return r
 	}
 	r.Open = plan(*r.Open, cfg)
-	r.Open.Epoch, r.Open.ConfigRev = epoch, cfg.Rev
 	return r
 }
 

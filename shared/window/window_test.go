@@ -59,60 +59,57 @@ func TestDue(t *testing.T) {
 	t.Parallel()
 	open := window.Record{Open: &window.Open{Epoch: "w1", Deadline: at(10)}}
 	for _, c := range []struct {
-		name  string
-		r     window.Record
-		epoch string
-		now   time.Time
-		want  window.Action
+		name string
+		r    window.Record
+		now  time.Time
+		want bool
 	}{
-		{"nothing open", window.Record{}, "w1", at(99), window.Ignore},
-		{"another window", open, "w0", at(99), window.Ignore},
-		{"too early", open, "w1", at(10).Add(-1), window.Wait},
-		{"on time", open, "w1", at(10), window.Close},
-		{"late", open, "w1", at(99), window.Close},
-		{"held", window.Hold(open), "w1", at(99), window.Leave},
-		{"held, another window", window.Hold(open), "w0", at(99), window.Ignore},
+		{"nothing open", window.Record{}, at(99), false},
+		{"too early", open, at(10).Add(-1), false},
+		{"on time", open, at(10), true},
+		{"late", open, at(99), true},
+		{"held", window.Hold(open), at(99), false},
 	} {
-		if got := window.Due(c.r, c.epoch, c.now); got != c.want {
-			t.Errorf("%s: %d, want %d", c.name, got, c.want)
+		if got := window.Due(c.r, c.now); got != c.want {
+			t.Errorf("%s: %t", c.name, got)
 		}
 	}
 }
 
-// An alarm is armed under an epoch: a new one is given exactly when another alarm is needed.
-func TestNewEpochs(t *testing.T) {
+func TestNewDeadlines(t *testing.T) {
 	t.Parallel()
 	cfg := window.Config{Interval: 10 * time.Second, Rev: 1}
-	open, _ := window.Merge(window.Record{}, []window.Arrival{{1, at(0), 0}}, cfg, "old")
+	open, _ := window.Merge(window.Record{}, []window.Arrival{{1, at(0), 0}}, cfg, "w")
 	changed := window.Config{Interval: 2 * time.Second, Rev: 2}
 	met, _ := window.Merge(open, []window.Arrival{{2, at(1), 0}}, changed, "no") // an arrival came before the change did
 	for _, c := range []struct {
 		name     string
 		r        window.Record
-		epoch    string // "": nothing is open
-		deadline int
+		deadline int // -1: nothing is open
+		rev      int
 	}{
-		{"release of what is not held", window.Release(open, cfg, at(50), "new"), "old", 10},
-		{"release", window.Release(window.Hold(open), cfg, at(5), "new"), "new", 10},
-		{"release after the deadline", window.Release(window.Hold(open), cfg, at(50), "new"), "new", 50},
-		{"release of nothing", window.Release(window.Hold(window.Record{}), cfg, at(5), "new"), "", 0},
-		{"the same configuration", window.Reconfigure(open, cfg, "new"), "old", 10},
-		{"a changed one", window.Reconfigure(open, changed, "new"), "new", 2},
-		{"a changed one after its first arrival", window.Reconfigure(met, changed, "new"), "new", 3},
-		{"a changed one, twice", window.Reconfigure(window.Reconfigure(open, changed, "new"), changed, "newer"), "new", 2},
-		{"a changed one of nothing", window.Reconfigure(window.Record{}, changed, "new"), "", 0},
+		{"release of what is not held", window.Release(open, cfg, at(50)), 10, 1},
+		{"release", window.Release(window.Hold(open), cfg, at(5)), 10, 1},
+		{"release after the deadline", window.Release(window.Hold(open), cfg, at(50)), 50, 1},
+		{"release under another configuration", window.Release(window.Hold(open), changed, at(1)), 2, 2},
+		{"release of nothing", window.Release(window.Hold(window.Record{}), cfg, at(5)), -1, 0},
+		{"the same configuration", window.Reconfigure(open, cfg), 10, 1},
+		{"a changed one", window.Reconfigure(open, changed), 2, 2},
+		{"a changed one after its first arrival", window.Reconfigure(met, changed), 3, 2},
+		{"a changed one, twice", window.Reconfigure(window.Reconfigure(open, changed), changed), 2, 2},
+		{"a changed one of nothing", window.Reconfigure(window.Record{}, changed), -1, 0},
 	} {
 		if c.r.Held {
 			t.Errorf("%s: held", c.name)
 		}
-		if c.epoch == "" {
+		if c.deadline < 0 {
 			if c.r.Open != nil {
 				t.Errorf("%s: %+v", c.name, c.r.Open)
 			}
 			continue
 		}
-		if c.r.Open.Epoch != c.epoch || !c.r.Open.Deadline.Equal(at(c.deadline)) {
-			t.Errorf("%s: epoch %s, deadline %s", c.name, c.r.Open.Epoch, c.r.Open.Deadline)
+		if o := c.r.Open; o.Epoch != "w" || !o.Deadline.Equal(at(c.deadline)) || o.ConfigRev != c.rev {
+			t.Errorf("%s: %+v", c.name, o)
 		}
 	}
 }
@@ -168,15 +165,9 @@ func TestLifeOfARecord(t *testing.T) {
 			now    = noon
 			seq    uint64
 			epochs int
-			alarms = make(map[string]bool) // set and not yet rung
-			moved  bool                    // the deadline of the open window was set by a release or another configuration
+			moved  bool // the deadline of the open window was set by a release or another configuration
 		)
 		epoch := func() string { epochs++; return fmt.Sprint("w", epochs) }
-		armed := func(before window.Record) {
-			if r.Open != nil && (before.Open == nil || before.Open.Epoch != r.Open.Epoch) {
-				alarms[r.Open.Epoch] = true
-			}
-		}
 		t.Repeat(map[string]func(*rapid.T){
 			"time passes": func(t *rapid.T) { now = now.Add(time.Duration(rapid.IntRange(0, 15).Draw(t, "seconds")) * time.Second) },
 			"arrive": func(t *rapid.T) {
@@ -188,36 +179,30 @@ func TestLifeOfARecord(t *testing.T) {
 					t.Fatalf("opened: %v", opened)
 				}
 				moved = moved && !opened
-				armed(before)
 			},
-			"ring": func(t *rapid.T) {
-				if r.Open == nil {
+			"look": func(t *rapid.T) {
+				if !window.Due(r, now) {
+					if r.Open != nil && !r.Held && !now.Before(r.Open.Deadline) {
+						t.Fatal("overdue, and nobody closes it")
+					}
 					return
 				}
-				e, before := r.Open.Epoch, r
-				delete(alarms, e)
-				switch did := window.Due(r, e, now); did {
-				case window.Wait:
-					alarms[e] = true
-				case window.Close:
-					if r.Held {
-						t.Fatal("a held window closes")
-					}
-					if r.Closing != nil { // its job is requested first
-						r = window.EndClosing(r, r.Closing.Epoch)
-					}
-					quiet, full := now.Sub(before.Open.LastArrivalAt) >= cfg.Interval, now.Sub(before.Open.OpenedAt) >= cfg.MaxWait
-					if !quiet && !full && !moved {
-						t.Fatalf("closed at %s, after %s of quiet", now, now.Sub(before.Open.LastArrivalAt))
-					}
-					r = window.StartClosing(r, event.JobRequested{Lane: event.Live}, now)
-					req := r.Closing.Request
-					if r.Open != nil || req.LastSeq != before.Open.LastSeq || req.Epoch != e ||
-						req.Job != event.JobOfWindow("a", e) || r.LastJob != req.Job {
-						t.Fatalf("closing %+v", r.Closing)
-					}
-				case window.Ignore:
-					t.Fatal("its own alarm is ignored")
+				if r.Held {
+					t.Fatal("a held window closes")
+				}
+				before := r
+				if r.Closing != nil { // its job is requested first
+					r = window.EndClosing(r, r.Closing.Epoch)
+				}
+				quiet, full := now.Sub(before.Open.LastArrivalAt) >= cfg.Interval, now.Sub(before.Open.OpenedAt) >= cfg.MaxWait
+				if !quiet && !full && !moved {
+					t.Fatalf("closed at %s, after %s of quiet", now, now.Sub(before.Open.LastArrivalAt))
+				}
+				r = window.StartClosing(r, event.JobRequested{Lane: event.Live}, now)
+				req := r.Closing.Request
+				if r.Open != nil || req.LastSeq != before.Open.LastSeq || req.Epoch != before.Open.Epoch ||
+					req.Job != event.JobOfWindow("a", req.Epoch) || r.LastJob != req.Job {
+					t.Fatalf("closing %+v", r.Closing)
 				}
 			},
 			"requested": func(t *rapid.T) {
@@ -235,22 +220,19 @@ func TestLifeOfARecord(t *testing.T) {
 			"hold": func(t *rapid.T) { r = window.Hold(r) },
 			"release": func(t *rapid.T) {
 				before := r
-				r = window.Release(r, cfg, now, epoch())
+				r = window.Release(r, cfg, now)
 				if r.Open != nil && before.Held {
 					moved = true
-					if r.Open.Epoch == before.Open.Epoch || r.Open.Deadline.Before(now) {
+					if r.Open.Epoch != before.Open.Epoch || r.Open.Deadline.Before(now) {
 						t.Fatalf("released to %+v", r.Open)
 					}
 				}
-				armed(before)
 			},
 			"reconfigure": func(t *rapid.T) {
-				before := r
 				cfg.Rev++
 				cfg.Interval = time.Duration(rapid.IntRange(1, 20).Draw(t, "interval")) * time.Second
 				cfg.MaxWait = 4 * cfg.Interval
-				r = window.Reconfigure(r, cfg, epoch())
-				armed(before)
+				r = window.Reconfigure(r, cfg)
 			},
 			"drop": func(t *rapid.T) { r = window.Drop(r) },
 			"": func(t *rapid.T) {
@@ -260,10 +242,7 @@ func TestLifeOfARecord(t *testing.T) {
 				if !moved && r.Open.Deadline.After(r.Open.OpenedAt.Add(cfg.MaxWait)) {
 					t.Fatalf("deadline %s, opened %s", r.Open.Deadline, r.Open.OpenedAt)
 				}
-				if !r.Held && !alarms[r.Open.Epoch] {
-					t.Fatalf("window %s has no alarm", r.Open.Epoch)
-				}
-				if r.Held && window.Due(r, r.Open.Epoch, now.Add(1000*time.Hour)) == window.Close {
+				if r.Held && window.Due(r, now.Add(1000*time.Hour)) {
 					t.Fatal("held and due")
 				}
 			},
@@ -271,8 +250,8 @@ func TestLifeOfARecord(t *testing.T) {
 	})
 }
 
-// Days of one-day windows on a fake clock: arrivals every hour or so with gaps, and an alarm that is only ever set when
-// a window opens and from its own ring.
+// Days of one-day windows on a fake clock: arrivals every hour or so with gaps, and somebody who looks when the window is
+// said to end, as it was when it opened or when he looked last.
 func TestDayLongWindows(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -301,18 +280,17 @@ func TestDayLongWindows(t *testing.T) {
 				}
 				drops.Reset(pause)
 			case now := <-alarm:
-				switch window.Due(r, r.Open.Epoch, now) {
-				case window.Wait:
+				if !window.Due(r, now) {
 					alarm = time.After(time.Until(r.Open.Deadline))
-				case window.Close:
-					quiet, life := now.Sub(last), now.Sub(r.Open.OpenedAt)
-					if quiet != cfg.Interval && life != cfg.MaxWait {
-						t.Errorf("closed after %s of quiet, open for %s", quiet, life)
-					}
-					r = window.EndClosing(window.StartClosing(r, event.JobRequested{}, now), r.Open.Epoch)
-					closed = append(closed, seq)
-					alarm = nil
+					continue
 				}
+				quiet, life := now.Sub(last), now.Sub(r.Open.OpenedAt)
+				if quiet != cfg.Interval && life != cfg.MaxWait {
+					t.Errorf("closed after %s of quiet, open for %s", quiet, life)
+				}
+				r = window.EndClosing(window.StartClosing(r, event.JobRequested{}, now), r.Open.Epoch)
+				closed = append(closed, seq)
+				alarm = nil
 			}
 		}
 		for i := 1; i < len(closed); i++ {

@@ -3,11 +3,9 @@ package window
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
-
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"millrace/shared/bus"
 	"millrace/shared/event"
@@ -15,7 +13,7 @@ import (
 	"millrace/shared/topology"
 )
 
-// Windows are the window records of a deployment and their alarms. All methods may run at the same time in any number
+// Windows are the window records of a deployment. All methods may run at the same time in any number
 // of processes.
 type Windows struct {
 	bus *bus.Bus
@@ -43,160 +41,135 @@ func (w *Windows) Watch(ctx context.Context, ready func(), each func(store.Chang
 	return w.reg.Watch(ctx, ready, each)
 }
 
-func newEpoch() string { return event.NewID("w") }
-
-// Merge adds stored arrivals to the automation's window and arms its alarm if that opened one.
+// Merge adds stored arrivals to the automation's window, opening one if need be.
 func (w *Windows) Merge(ctx context.Context, automation string, arrivals []Arrival, cfg Config) error {
-	var opened bool
-	epoch := newEpoch()
-	r, _, err := w.reg.Modify(ctx, automation, func(r *Record) error {
-		r.Automation = automation
-		*r, opened = Merge(*r, arrivals, cfg, epoch)
-		return nil
+	epoch := event.NewID("w")
+	err := w.change(ctx, automation, func(r Record) Record {
+		r, _ = Merge(r, arrivals, cfg, epoch)
+		return r
 	})
 	if err != nil {
 		return fmt.Errorf("merge arrivals into the window of %s: %w", automation, err)
 	}
-	if opened {
-		return w.arm(ctx, r)
-	}
 	return nil
 }
 
-// arm sets the alarm of the open window. Timers have a resolution of a second, so the deadline is rounded up: an alarm
-// that rings early would only have to be set again.
-func (w *Windows) arm(ctx context.Context, r Record) error {
-	body, err := json.Marshal(event.Timer{Automation: r.Automation, Epoch: r.Open.Epoch})
-	if err != nil {
-		return err
-	}
-	return Arm(ctx, w.bus, "window", r.Automation, r.Open.Epoch, r.Open.Deadline, body)
+// DueWindow is a window to be closed: the record as somebody last saw it, which must be Due, and the job it becomes.
+type DueWindow struct {
+	Record   Record
+	Revision store.Revision
+	Request  event.JobRequested
 }
 
-// Arm has the broker publish body on due.<kind>.<automation> at the given time, to the second, rounded up. The epoch
-// keeps alarms apart: an alarm must never be set twice under one epoch except by the handler of its ring.
-func Arm(ctx context.Context, b *bus.Bus, kind, automation, epoch string, at time.Time, body []byte) error {
-	at = at.Add(time.Second - 1).Truncate(time.Second).UTC()
-	_, err := b.Publish(ctx, bus.Message{
-		Subject: b.Subject("timer", kind, automation, epoch),
-		Header: nats.Header{
-			jetstream.ScheduleHeader:       {"@at " + at.Format(time.RFC3339)},
-			jetstream.ScheduleTargetHeader: {b.Subject("due", kind, automation)},
-		},
-		Data: body,
-	})
-	if err != nil {
-		return fmt.Errorf("arm the %s timer of %s: %w", kind, automation, err)
-	}
-	return nil
-}
-
-// Ring handles the alarm of epoch: it closes the window if it is due, and asks for its job. request makes the job's
-// configuration part. It returns what was decided.
+// Close closes windows and requests their jobs, as atomic batches. Each has its own error: bus.ErrConflict says that the
+// record is not as it was seen, and who watches it will see it again.
 //
-// A crash between any two steps leaves a record from which Ring or Finish goes on: closing holds the whole request, and
-// the id of a job is a function of its window.
-func (w *Windows) Ring(ctx context.Context, automation, epoch string, request func() (event.JobRequested, error)) (Action, error) {
-	var did Action
-	r, rev, err := w.reg.Modify(ctx, automation, func(r *Record) error {
-		if did = Due(*r, epoch, time.Now()); did != Close {
-			return store.ErrUnchanged
-		}
-		if r.Closing != nil { // its request is still to be made, by whoever was interrupted
-			if err := w.publish(ctx, r.Closing.Request); err != nil {
-				return err
+// A crash between any two steps leaves a record from which Finish goes on: closing holds the whole request, and the id of
+// a job is a function of its window.
+func (w *Windows) Close(ctx context.Context, due []DueWindow) []error {
+	errs := make([]error, len(due))
+	now := time.Now()
+	var open []int // places in due
+	var closing []store.Write[Record]
+	for i, d := range due {
+		if d.Record.Closing != nil { // its request is still to be made, by whoever was interrupted
+			if errs[i] = w.Finish(ctx, d.Record.Automation); errs[i] == nil {
+				errs[i] = bus.ErrConflict
 			}
-			*r = EndClosing(*r, r.Closing.Epoch)
+			continue
 		}
-		req, err := request()
+		open = append(open, i)
+		closing = append(closing, store.Write[Record]{
+			Key: d.Record.Automation, Value: StartClosing(d.Record, d.Request, now), Revision: d.Revision,
+		})
+	}
+	revs, failed := w.reg.UpdateAll(ctx, closing)
+	var requests []bus.Message
+	var ends []store.Write[Record]
+	var asked []int
+	for k, i := range open {
+		c := closing[k].Value
+		msg, err := w.request(c.Closing.Request)
+		if errs[i] = errors.Join(failed[k], err); errs[i] != nil {
+			continue
+		}
+		requests = append(requests, msg)
+		ends = append(ends, store.Write[Record]{Key: closing[k].Key, Value: EndClosing(c, c.Closing.Epoch), Revision: revs[k]})
+		asked = append(asked, i)
+	}
+	_, failed = w.bus.PublishAll(ctx, requests)
+	done := ends[:0]
+	var closed []int
+	for k, i := range asked {
+		if errs[i] = failed[k]; errs[i] == nil {
+			done, closed = append(done, ends[k]), append(closed, i)
+		}
+	}
+	_, failed = w.reg.UpdateAll(ctx, done)
+	for k, i := range closed {
+		if errors.Is(failed[k], bus.ErrConflict) { // the next window has opened beside it
+			failed[k] = w.change(ctx, done[k].Key, func(r Record) Record { return EndClosing(r, due[i].Record.Open.Epoch) })
+		}
+		errs[i] = failed[k]
+	}
+	for i, err := range errs {
 		if err != nil {
-			return err
+			errs[i] = fmt.Errorf("close the window of %s: %w", due[i].Record.Automation, err)
 		}
-		*r = StartClosing(*r, req, time.Now())
-		return nil
-	})
-	if err != nil {
-		return did, fmt.Errorf("close the window of %s: %w", automation, err)
 	}
-	switch did {
-	case Wait:
-		return did, w.arm(ctx, r)
-	case Close:
-		return did, w.finish(ctx, r, rev)
-	}
-	return did, nil
+	return errs
 }
 
-// Finish requests the job of a closing window and ends the closing.
+// Finish requests the job of a closing window and ends the closing. None there is no error.
 func (w *Windows) Finish(ctx context.Context, automation string) error {
-	r, rev, err := w.reg.Get(ctx, automation)
+	r, err := w.Get(ctx, automation)
 	if err != nil || r.Closing == nil {
 		return err
 	}
-	return w.finish(ctx, r, rev)
+	msg, err := w.request(r.Closing.Request)
+	if err == nil {
+		_, err = w.bus.Publish(ctx, msg)
+	}
+	if err == nil {
+		err = w.change(ctx, automation, func(now Record) Record { return EndClosing(now, r.Closing.Epoch) })
+	}
+	if err != nil {
+		return fmt.Errorf("finish the closing window of %s: %w", automation, err)
+	}
+	return nil
 }
 
-func (w *Windows) finish(ctx context.Context, r Record, rev store.Revision) error {
-	if err := w.publish(ctx, r.Closing.Request); err != nil {
-		return err
-	}
-	epoch := r.Closing.Epoch
-	if w.reg.Update(ctx, r.Automation, EndClosing(r, epoch), rev) == nil {
-		return nil
-	}
-	_, _, err := w.reg.Modify(ctx, r.Automation, func(r *Record) error {
-		*r = EndClosing(*r, epoch)
-		return nil
-	})
-	return err
-}
-
-func (w *Windows) publish(ctx context.Context, req event.JobRequested) error {
+func (w *Windows) request(req event.JobRequested) (bus.Message, error) {
 	data, err := json.Marshal(req)
 	if err != nil {
-		return fmt.Errorf("encode request of job %s: %w", req.Job, err)
+		return bus.Message{}, fmt.Errorf("encode request of job %s: %w", req.Job, err)
 	}
-	_, err = w.bus.Publish(ctx, bus.Message{Subject: w.bus.Subject("job", "requested", string(req.Lane), req.Job), Data: data})
+	return bus.Message{Subject: w.bus.Subject("job", "requested", string(req.Lane), req.Job), Data: data}, nil
+}
+
+// change applies a pure function to the record of an automation.
+func (w *Windows) change(ctx context.Context, automation string, f func(Record) Record) error {
+	_, _, err := w.reg.Modify(ctx, automation, func(r *Record) error {
+		r.Automation = automation
+		*r = f(*r)
+		return nil
+	})
 	return err
 }
 
 // Hold keeps the automation's windows from closing. When it returned nil, none will close before Release.
 func (w *Windows) Hold(ctx context.Context, automation string) error {
-	_, _, err := w.reg.Modify(ctx, automation, func(r *Record) error {
-		r.Automation = automation
-		*r = Hold(*r)
-		return nil
-	})
-	return err
+	return w.change(ctx, automation, Hold)
 }
 
 // Release lets windows close again.
 func (w *Windows) Release(ctx context.Context, automation string, cfg Config) error {
-	return w.rearmed(ctx, automation, func(r Record, epoch string) Record {
-		return Release(r, cfg, time.Now(), epoch)
-	})
+	return w.change(ctx, automation, func(r Record) Record { return Release(r, cfg, time.Now()) })
 }
 
 // Reconfigure applies a changed configuration to an open window.
 func (w *Windows) Reconfigure(ctx context.Context, automation string, cfg Config) error {
-	return w.rearmed(ctx, automation, func(r Record, epoch string) Record { return Reconfigure(r, cfg, epoch) })
-}
-
-// rearmed applies change, and arms the alarm if it gave the open window the new epoch.
-func (w *Windows) rearmed(ctx context.Context, automation string, change func(Record, string) Record) error {
-	epoch := newEpoch()
-	r, _, err := w.reg.Modify(ctx, automation, func(r *Record) error {
-		r.Automation = automation
-		*r = change(*r, epoch)
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	if r.Open != nil && r.Open.Epoch == epoch {
-		return w.arm(ctx, r)
-	}
-	return nil
+	return w.change(ctx, automation, func(r Record) Record { return Reconfigure(r, cfg) })
 }
 
 // Drop forgets the open window and the arrivals in it. Those of a window that has closed are left to its job, which may

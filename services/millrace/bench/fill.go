@@ -9,6 +9,9 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
 	"millrace/shared/broker"
 	"millrace/shared/bus"
 	"millrace/shared/event"
@@ -127,7 +130,28 @@ func (f fill) scans(ctx context.Context, list []store.Automation) error {
 	if err != nil {
 		return err
 	}
-	return f.alarms(ctx, "scan", len(made), func(i int) (event.Timer, time.Time) {
+	return f.scanAlarms(ctx, len(made), func(i int) (event.Timer, time.Time) {
 		return event.Timer{Automation: made[i].Automation, Epoch: made[i].Epoch}, made[i].NextAt
 	})
+}
+
+// scanAlarms sets n alarms as the scanner does, in batches.
+func (f fill) scanAlarms(ctx context.Context, n int, alarm func(int) (event.Timer, time.Time)) error {
+	_, err := f.messages(ctx, n, func(i int) (bus.Message, error) {
+		t, at := alarm(i)
+		at = at.Add(time.Second - 1).Truncate(time.Second).UTC()
+		body, err := json.Marshal(t)
+		return bus.Message{
+			Subject: names.Subject("timer", "scan", t.Automation, t.Epoch),
+			Header: nats.Header{
+				jetstream.ScheduleHeader:       {"@at " + at.Format(time.RFC3339)},
+				jetstream.ScheduleTargetHeader: {names.Subject("due", "scan", t.Automation)},
+			},
+			Data: body,
+		}, err
+	})
+	if err != nil {
+		return fmt.Errorf("set alarms: %w", err)
+	}
+	return nil
 }

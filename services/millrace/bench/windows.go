@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"millrace/shared/broker"
@@ -20,27 +19,6 @@ import (
 	"millrace/shared/topology"
 	"millrace/shared/window"
 )
-
-// alarms sets n alarms as window.Arm does, in batches.
-func (f fill) alarms(ctx context.Context, kind string, n int, alarm func(int) (event.Timer, time.Time)) error {
-	_, err := f.messages(ctx, n, func(i int) (bus.Message, error) {
-		t, at := alarm(i)
-		at = at.Add(time.Second - 1).Truncate(time.Second).UTC()
-		body, err := json.Marshal(t)
-		return bus.Message{
-			Subject: names.Subject("timer", kind, t.Automation, t.Epoch),
-			Header: nats.Header{
-				jetstream.ScheduleHeader:       {"@at " + at.Format(time.RFC3339)},
-				jetstream.ScheduleTargetHeader: {names.Subject("due", kind, t.Automation)},
-			},
-			Data: body,
-		}, err
-	})
-	if err != nil {
-		return fmt.Errorf("set %s alarms: %w", kind, err)
-	}
-	return nil
-}
 
 // windows measures how long it takes until every one of many windows that are due at the same instant has become a job,
 // and what that takes of memory.
@@ -87,7 +65,7 @@ func windows(ctx context.Context, l *lab) (_ []Row, err error) {
 		Yardstick: Quantity{w.yardstick, "s"},
 		Beside:    "raw atomic batches of as many requests",
 		Target:    Target{N: 20, Unit: "s"},
-		How: fmt.Sprintf("%s automations over %d watched folders with an open window each (its record, its alarm and the pending arrival of a real file are written to the store, all with the same deadline). `millrace up --library none` runs on it and has done its first listings. "+
+		How: fmt.Sprintf("%s automations over %d watched folders with an open window each (its record and the pending arrival of a real file are written to the store, all with the same deadline). `millrace up --library none` runs on it and has done its first listings. "+
 			"From the deadline until the jobs stream has taken the last of %s `job.requested` messages, with the jobs being planned and imported at the same time. "+
 			"The yardstick writes %s messages of that size to a stream that nobody reads.", n, len(w.folders), n, n),
 		Also: []string{"the first job was requested " + digits(w.first) + " s after the deadline"},
@@ -125,12 +103,16 @@ func (w *windowBench) files(ctx context.Context) ([]event.Object, error) {
 			return nil, err
 		}
 	}
-	objects := make([]event.Object, w.size.windows)
-	for i := range objects {
-		folder, name := w.folders[i%len(w.folders)], project(i)+"-still.png"
+	place := func(i int) (folder, name string) { return w.folders[i%len(w.folders)], project(i) + "-still.png" }
+	for i := range w.size.windows {
+		folder, name := place(i)
 		if err := os.WriteFile(filepath.Join(folder, name), photo, 0o600); err != nil {
 			return nil, err
 		}
+	}
+	objects := make([]event.Object, w.size.windows)
+	for i := range objects { // not while they are written: the version of a file that is just written is waited for
+		folder, name := place(i)
 		if objects[i], err = objectAt(ctx, folder, name); err != nil {
 			return nil, err
 		}
@@ -138,7 +120,7 @@ func (w *windowBench) files(ctx context.Context) ([]event.Object, error) {
 	return objects, nil
 }
 
-// fill writes the automations, their pending arrivals as merged into windows, and the alarms.
+// fill writes the automations and their pending arrivals as merged into windows.
 func (w *windowBench) fill(ctx context.Context, f fill) error {
 	objects, err := w.files(ctx)
 	if err != nil {
@@ -188,12 +170,12 @@ func (w *windowBench) write(ctx context.Context, f fill) error {
 	return records(ctx, f, topology.Windows, len(w.open), func(i int) (string, window.Record) { return w.open[i].Automation, w.open[i] })
 }
 
-// lead is how long before their deadline the alarms are set: time to write them and the records.
+// lead is how long before their deadline the records are written again.
 func (w *windowBench) lead() time.Duration {
-	return 5*time.Second + time.Duration(w.size.windows)*200*time.Microsecond
+	return 5*time.Second + time.Duration(w.size.windows)*100*time.Microsecond
 }
 
-// setDue moves the deadline of all windows to the same instant, and sets the alarms.
+// setDue moves the deadline of all windows to the same instant.
 func (w *windowBench) setDue(ctx context.Context, f fill) error {
 	w.due = time.Now().Add(w.lead()).Truncate(time.Second).UTC()
 	for i := range w.open {
@@ -201,14 +183,9 @@ func (w *windowBench) setDue(ctx context.Context, f fill) error {
 		back := w.due.Sub(o.Deadline)
 		o.OpenedAt, o.LastArrivalAt, o.Deadline = o.OpenedAt.Add(back), o.LastArrivalAt.Add(back), w.due
 	}
-	if err := w.write(ctx, f); err != nil {
-		return err
-	}
-	err := f.alarms(ctx, "window", len(w.open), func(i int) (event.Timer, time.Time) {
-		return event.Timer{Automation: w.open[i].Automation, Epoch: w.open[i].Open.Epoch}, w.due
-	})
+	err := w.write(ctx, f)
 	if err == nil && time.Now().After(w.due) {
-		err = fmt.Errorf("setting the alarms took longer than %s", w.lead())
+		err = fmt.Errorf("writing the records took longer than %s", w.lead())
 	}
 	return err
 }
@@ -282,7 +259,7 @@ const tellEvery = 3 * time.Second
 // the deadline the last job was requested.
 func (w *windowBench) watch(ctx context.Context, up *product) (seconds float64, err error) {
 	before := make(map[string]uint64)
-	for _, stream := range []string{topology.Timers, topology.Jobs, topology.Media} {
+	for _, stream := range []string{topology.Jobs, topology.Media} {
 		state, err := up.bus.State(ctx, stream)
 		if err != nil {
 			return 0, err
@@ -298,14 +275,13 @@ func (w *windowBench) watch(ctx context.Context, up *product) (seconds float64, 
 		}
 		if time.Since(told) > tellEvery && last.After(w.due) {
 			told = last
-			rang, err := up.bus.State(ctx, topology.Timers)
-			imported, ierr := up.bus.State(ctx, topology.Media)
-			if err = errors.Join(err, ierr); err != nil {
+			imported, err := up.bus.State(ctx, topology.Media)
+			if err != nil {
 				return false, err
 			}
 			l := func(stream string, now uint64) string { return digits(float64(now - before[stream])) }
-			w.say("%4.1f s: %s alarms rang, %s jobs requested, %s files imported", time.Since(w.due).Seconds(),
-				l(topology.Timers, rang.LastSeq), l(topology.Jobs, state.LastSeq), l(topology.Media, imported.LastSeq))
+			w.say("%4.1f s: %s jobs requested, %s files imported", time.Since(w.due).Seconds(),
+				l(topology.Jobs, state.LastSeq), l(topology.Media, imported.LastSeq))
 		}
 		return state.LastSeq >= before[topology.Jobs]+uint64(w.size.windows), err
 	})
