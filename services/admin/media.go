@@ -209,6 +209,9 @@ func (a *Admin) listSegments(ctx context.Context, in *listSegments) (*body[page[
 	return &body[page[none]]{newPage(make([]none, 0), in.Limit, "")}, nil
 }
 
+// maxSilentRuns is in how many of the newest runs that somebody asked for a medium is looked for.
+const maxSilentRuns = 200
+
 // runsOfVideo finds the runs of a medium by what was reported about it. Those that have come to nothing about it are the
 // one that followed its import and some that somebody asked for; whether it is one of theirs is in their lists.
 func (a *Admin) runsOfVideo(ctx context.Context, in *runsOfVideo) (*body[[]promptRun], error) {
@@ -223,7 +226,7 @@ func (a *Admin) runsOfVideo(ctx context.Context, in *runsOfVideo) (*body[[]promp
 		}
 		ids[runOfReport(s.Subject)] = true
 	}
-	asked, err := a.runBook.of(ctx, in.Limit, m.Index)
+	asked, err := a.runBook.of(ctx, maxSilentRuns, m.Index)
 	if err != nil {
 		return nil, err
 	}

@@ -255,7 +255,7 @@ func validates(schema, sample json.RawMessage) error {
 	if err != nil {
 		return &schemaError{err}
 	}
-	const here = "schema:/tested"
+	const here = "schema:///tested"
 	c := jsonschema.NewCompiler()
 	c.UseLoader(noLoader{})
 	if err := c.AddResource(here, doc); err != nil {
