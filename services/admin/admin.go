@@ -143,7 +143,9 @@ type Admin struct {
 	scans       *store.Register[store.Scan]
 	windows     *window.Windows
 	ledger      *store.Ledger
+	deletions   *store.Register[store.Deletion]
 	documents   *store.Documents
+	runBook     *runBook
 	keys        *keyring
 	push        *pushVerifier // nil: pushes need an API key
 
@@ -206,6 +208,10 @@ func (a *Admin) bind(ctx context.Context) (err error) {
 	if a.runs, err = store.Open[store.Run](ctx, a.bus, topology.RunRecords); err != nil {
 		return err
 	}
+	a.runBook = newRunBook(a.runs)
+	if a.deletions, err = store.Open[store.Deletion](ctx, a.bus, topology.DeletionRecords); err != nil {
+		return err
+	}
 	if a.scans, err = store.Open[store.Scan](ctx, a.bus, topology.Scans); err != nil {
 		return err
 	}
@@ -262,6 +268,7 @@ func (a *Admin) Run(ctx context.Context) error {
 	var watching sync.WaitGroup
 	watchCtx, stopWatch := context.WithCancel(context.WithoutCancel(ctx))
 	watching.Go(func() { a.keys.watch(watchCtx, a.log) })
+	watching.Go(func() { a.runBook.follow(watchCtx, a.log) })
 	defer watching.Wait()
 	defer stopWatch()
 

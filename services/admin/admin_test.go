@@ -347,6 +347,9 @@ func (a answer) refused(status int, code string, words ...string) answer {
 // fixture is one of everything.
 type fixture struct {
 	connector, index, prompt, job, run, video string
+
+	doomedIndex, doomedVideo, doomedPrompt string // for those who delete
+	goneIndex, goneVideo                   string // deleted already
 }
 
 const schema = `{"type":"object","properties":{"a<b":{"type":"string"}}}`
@@ -390,6 +393,16 @@ func (w *world) fixture() fixture {
 	must(w.t, err)
 	_, err = w.bus.Publish(ctx, bus.Message{Subject: w.bus.Subject("run", "report", f.run, f.video), Data: report})
 	must(w.t, err)
+	f.doomedIndex = w.do("POST", "/indexes", obj{"name": "Doomed"}).want(201).str("index_id")
+	f.doomedPrompt = w.do("POST", "/prompts", obj{"name": "Doomed", "prompt_text": "Say nothing at all.", "json_schema": json.RawMessage(schema)}).want(201).str("prompt_id")
+	f.goneIndex = w.do("POST", "/indexes", obj{"name": "Gone"}).want(201).str("index_id")
+	w.do("DELETE", "/indexes/"+f.goneIndex, nil).want(200)
+	doomed, goneID := event.NewMediumID(f.index, f.connector, "doomed.mp4", "v1", ""), event.NewMediumID(f.index, f.connector, "gone.mp4", "v1", "")
+	f.doomedVideo, f.goneVideo = doomed.String(), goneID.String()
+	must(w.t, errors.Join(w.ledger.Write(ctx, []store.Entry{
+		{Medium: event.Medium{ID: doomed, Index: f.doomedIndex, Path: "doomed.mp4", State: event.MediumImported, URI: "gs://b/k", CreatedAt: now}},
+		{Medium: event.Medium{ID: goneID, Index: f.doomedIndex, Path: "gone.mp4", State: event.MediumDeleted, CreatedAt: now}},
+	})...))
 	w.sources.set(f.connector, nil, bucket.Object{Path: "cams/a & b.mp4", Size: 10, ModTime: now}, bucket.Object{Path: "cams/README", Size: 1, ModTime: now})
 	return f
 }

@@ -90,16 +90,23 @@ func (a *Admin) routes() http.Handler {
 	a.connectorRoutes()
 	a.indexRoutes()
 	a.promptRoutes()
+	a.promptEditRoutes()
 	a.jobRoutes()
 	a.automationRoutes()
 	a.runRoutes()
+	a.runMoreRoutes()
+	a.executeRoutes()
 	a.videoRoutes()
+	a.mediaRoutes()
+	a.deletionRoutes()
+	a.workflowRoutes()
 	a.notificationRoutes()
 	register(a, route{
 		method: "GET", path: "/auth/validate", scope: anyKey, status: http.StatusNoContent, tag: "Auth",
 		summary: "Check a key", about: "204 for any active key, whatever its scopes.",
 	}, func(context.Context, *none) (*struct{}, error) { return nil, nil })
 
+	a.outsideRoutes()
 	a.router.HandleFunc("GET /openapi.json", a.serveOpenAPI())
 	if a.deps.Ops != nil {
 		for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
@@ -211,7 +218,7 @@ func register[I, O any](a *Admin, rt route, handle func(context.Context, *I) (*O
 		timeout = requestTimeout
 	}
 	huma.Register(a.api, op, func(ctx context.Context, in *I) (*O, error) {
-		if rt.scope == write {
+		if rt.scope == write || rt.scope == admin {
 			// What changes several things goes through with all of them, also when the client hangs up.
 			ctx = context.WithoutCancel(ctx)
 		}

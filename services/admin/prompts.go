@@ -97,16 +97,7 @@ func (a *Admin) createPrompt(ctx context.Context, in *newPrompt) (*body[prompt],
 		f.add("json_schema", `must be a JSON Schema object whose root "type" is "object"`)
 	}
 	checkVideoLevel(&f, b.VideoLevel)
-	for _, e := range []struct {
-		name string
-		raw  json.RawMessage
-	}{
-		{"semantic_indexing", b.SemanticIndexing}, {"execution_config", b.ExecutionConfig}, {"selection_filter", b.SelectionFilter},
-	} {
-		if len(e.raw) > 0 && !isObject(e.raw) {
-			f.add(e.name, "must be an object")
-		}
-	}
+	b.promptExtra.check(&f)
 	if err := f.err(); err != nil {
 		return nil, err
 	}

@@ -58,6 +58,27 @@ func account(change obj) []byte {
 	return b
 }
 
+// noVideo is a medium that is well spelled and not there.
+const noVideo = "/videos/vid_00000000000000000000000000_0000000000000000"
+
+func badBatches(most int) []obj {
+	return []obj{{"video_ids": []string{}}, {"video_ids": make([]string, most+1)}, {"video_ids": "x"}, {"video_ids": []any{nil}}, {"video_ids": []int{1}}}
+}
+
+func runBody(f fixture) any {
+	return obj{"prompt_id": f.prompt, "target": obj{"type": "videos", "video_ids": []string{f.video}, "index_id": nil}, "processing_model": nil, "video_segment_duration": 900}
+}
+
+var badRuns = []obj{
+	{"target": obj{"type": "index", "index_id": "x"}}, {"prompt_id": "x"}, {"prompt_id": "x", "target": "index"}, {"prompt_id": "x", "target": obj{}},
+	{"prompt_id": "x", "target": obj{"type": "all"}}, {"prompt_id": "x", "target": obj{"type": "index"}}, {"prompt_id": "x", "target": obj{"type": "videos"}},
+	{"prompt_id": "x", "target": obj{"type": "videos", "video_ids": []string{}}}, {"prompt_id": "x", "target": obj{"type": "videos", "video_ids": []string{"x"}, "index_id": ""}},
+	{"prompt_id": "x", "target": obj{"type": "playground"}}, {"prompt_id": "x", "target": obj{"type": "index", "index_id": "x"}, "video_segmentation_type": "fixed"},
+	{"prompt_id": "x", "target": obj{"type": "index", "index_id": "x"}, "audio_segmentation_type": "fixed", "audio_segment_duration": 301},
+	{"prompt_id": "x", "target": obj{"type": "index", "index_id": "x"}, "audio_segmentation_type": "smart"}, {"prompt_id": "x", "target": obj{"type": "index", "index_id": "x"}, "enable_transcription": "yes"},
+	{"prompt_id": "x", "target": obj{"type": "index", "index_id": "x"}, "video_segment_duration": 5.5},
+}
+
 func probes() map[string]probe {
 	jobBody := func(f fixture) any { return obj{"connector_id": f.connector, "index_id": f.index} }
 	automation := func(f fixture) string { return "/indexes/" + f.index + "/automations/import" }
@@ -89,15 +110,60 @@ func probes() map[string]probe {
 				return obj{"name": "abc", "prompt_text": "0123456789", "json_schema": obj{"type": "object"}, "video_level": nil, "execution_config": obj{"x": 1}}
 			},
 			wrong: []obj{{"name": "ab", "prompt_text": "0123456789", "json_schema": obj{"type": "object"}}, {"name": "abc", "prompt_text": "short", "json_schema": obj{"type": "object"}}, {"name": "abc", "prompt_text": "0123456789", "json_schema": obj{"type": "array"}}, {"name": "abc", "prompt_text": "0123456789", "json_schema": "x"}, {"name": "abc", "prompt_text": "0123456789"}, {"name": "abc", "prompt_text": "0123456789", "json_schema": obj{"type": "object"}, "selection_filter": 1}, {"name": "abc", "prompt_text": "0123456789", "json_schema": obj{"type": "object"}, "video_level": obj{}}}},
-		"GET /prompts":                       {scope: "read", path: at("/prompts?active_only=true"), ok: 200, read: "prompts"},
-		"GET /prompts/{prompt_id}":           {scope: "read", path: func(f fixture) string { return "/prompts/" + f.prompt }, unknown: []string{"/prompts/" + gone}, ok: 200, read: "prompt"},
-		"POST /import-jobs":                  {scope: "write", path: at("/import-jobs"), ok: 202, body: jobBody, read: "job", wrong: []obj{{"connector_id": 1, "index_id": "i"}, {"connector_id": "c"}, {"index_id": "i"}, {"connector_id": "c", "index_id": "i", "file_pattern": "[a"}, {"connector_id": "c", "index_id": "i", "import_mode_override": "some"}, {"connector_id": "c", "index_id": "i", "recursive": 2}}},
-		"GET /import-jobs":                   {scope: "read", path: at("/import-jobs?status=COMPLETED&automation_only=true&limit=200"), ok: 200, read: "[job"},
-		"GET /import-jobs/{job_id}":          {scope: "read", path: func(f fixture) string { return "/import-jobs/" + f.job }, unknown: []string{"/import-jobs/" + gone}, ok: 200, read: "job"},
-		"POST /import-jobs/{job_id}/cancel":  {scope: "write", path: func(f fixture) string { return "/import-jobs/" + f.job + "/cancel" }, unknown: []string{"/import-jobs/" + gone + "/cancel", "/import-jobs/%2A/cancel"}, ok: 400, emptyOK: true},
-		"GET /prompt-runs":                   {scope: "read", path: at("/prompt-runs?limit=1"), ok: 200, read: "[run"},
-		"GET /prompt-runs/{run_id}":          {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run }, unknown: []string{"/prompt-runs/" + gone}, ok: 200, read: "run"},
-		"GET /prompt-runs/{run_id}/results":  {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run + "/results?video_id=" + f.video }, unknown: []string{"/prompt-runs/" + gone + "/results?video_id=vid_x"}, ok: 200, read: "page result"},
+		"GET /prompts":                        {scope: "read", path: at("/prompts?active_only=true"), ok: 200, read: "prompts"},
+		"GET /prompts/{prompt_id}":            {scope: "read", path: func(f fixture) string { return "/prompts/" + f.prompt }, unknown: []string{"/prompts/" + gone}, ok: 200, read: "prompt"},
+		"POST /import-jobs":                   {scope: "write", path: at("/import-jobs"), ok: 202, body: jobBody, read: "job", wrong: []obj{{"connector_id": 1, "index_id": "i"}, {"connector_id": "c"}, {"index_id": "i"}, {"connector_id": "c", "index_id": "i", "file_pattern": "[a"}, {"connector_id": "c", "index_id": "i", "import_mode_override": "some"}, {"connector_id": "c", "index_id": "i", "recursive": 2}}},
+		"GET /import-jobs":                    {scope: "read", path: at("/import-jobs?status=COMPLETED&automation_only=true&limit=200"), ok: 200, read: "[job"},
+		"GET /import-jobs/{job_id}":           {scope: "read", path: func(f fixture) string { return "/import-jobs/" + f.job }, unknown: []string{"/import-jobs/" + gone}, ok: 200, read: "job"},
+		"POST /import-jobs/{job_id}/cancel":   {scope: "write", path: func(f fixture) string { return "/import-jobs/" + f.job + "/cancel" }, unknown: []string{"/import-jobs/" + gone + "/cancel", "/import-jobs/%2A/cancel"}, ok: 400, emptyOK: true},
+		"GET /prompt-runs":                    {scope: "read", path: at("/prompt-runs?limit=1"), ok: 200, read: "[run"},
+		"GET /prompt-runs/{run_id}":           {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run }, unknown: []string{"/prompt-runs/" + gone}, ok: 200, read: "run"},
+		"GET /prompt-runs/{run_id}/results":   {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run + "/results?video_id=" + f.video }, unknown: []string{"/prompt-runs/" + gone + "/results?video_id=vid_x"}, ok: 200, read: "page result"},
+		"DELETE /indexes/{index_id}":          {scope: "admin", path: func(f fixture) string { return "/indexes/" + f.doomedIndex }, unknown: []string{"/indexes/" + gone, "/indexes/*"}, ok: 200, read: "index deletion"},
+		"GET /indexes/{index_id}/deletion":    {scope: "admin", path: func(f fixture) string { return "/indexes/" + f.goneIndex + "/deletion" }, unknown: []string{"/indexes/" + gone + "/deletion", "/indexes/%3E/deletion"}, ok: 200, read: "index deletion"},
+		"GET /indexes/{index_id}/prompt-runs": {scope: "read", path: func(f fixture) string { return "/indexes/" + f.index + "/prompt-runs?limit=1" }, unknown: []string{"/indexes/" + gone + "/prompt-runs"}, ok: 200, read: "page run"},
+		"DELETE /videos/{video_id}":           {scope: "admin", path: func(f fixture) string { return "/videos/" + f.doomedVideo }, unknown: []string{"/videos/" + gone, noVideo}, ok: 200, read: "video deletion"},
+		"GET /videos/{video_id}/deletion":     {scope: "admin", path: func(f fixture) string { return "/videos/" + f.goneVideo + "/deletion" }, unknown: []string{"/videos/" + gone + "/deletion", noVideo + "/deletion"}, ok: 200, read: "video deletion"},
+		"GET /videos/{video_id}/segments":     {scope: "read", path: func(f fixture) string { return "/videos/" + f.video + "/segments?latest_run=true" }, unknown: []string{"/videos/" + gone + "/segments", noVideo + "/segments"}, ok: 200, read: "page"},
+		"GET /videos/{video_id}/prompt-runs":  {scope: "read", path: func(f fixture) string { return "/videos/" + f.video + "/prompt-runs" }, unknown: []string{"/videos/" + gone + "/prompt-runs", noVideo + "/prompt-runs"}, ok: 200, read: "[run"},
+		"POST /videos/batch":                  {scope: "read", path: at("/videos/batch"), ok: 200, read: "[video", body: func(f fixture) any { return obj{"video_ids": []string{f.video, "x"}} }, wrong: badBatches(100)},
+		"POST /videos/batch/status":           {scope: "read", path: at("/videos/batch/status"), ok: 200, read: "[video status", body: func(f fixture) any { return obj{"video_ids": []string{f.video, "x"}} }, wrong: badBatches(100)},
+		"POST /videos/batch/segments": {scope: "read", path: at("/videos/batch/segments"), ok: 200, read: "[video segments", body: func(f fixture) any { return obj{"video_ids": []string{f.video, "x"}, "targets": nil} },
+			wrong: append(badBatches(50), obj{"video_ids": []string{"x"}, "targets": []obj{{"video_id": "x"}}}, obj{"targets": []obj{{"run_id": "x"}}}, obj{"targets": []string{"x"}})},
+		"POST /videos/signed-url": {scope: "read", path: at("/videos/signed-url"), ok: 422, body: func(fixture) any { return obj{"gcs_uri": "gs://b/k"} }, wrong: []obj{{"gcs_uri": 1}, {"gcs_uri": "x", "force_refresh": "x"}}},
+		"GET /playground/videos":  {scope: "read", path: at("/playground/videos?limit=3"), ok: 200, read: "page"},
+		"PUT /prompts/{prompt_id}": {scope: "write", path: func(f fixture) string { return "/prompts/" + f.prompt }, unknown: []string{"/prompts/" + gone, "/prompts/*"}, ok: 200, emptyOK: true, read: "prompt",
+			body: func(fixture) any {
+				return obj{"name": "Log", "description": nil, "video_level": nil, "clear_video_level": true}
+			},
+			wrong: []obj{{"name": "ab"}, {"name": 1}, {"prompt_text": "short"}, {"json_schema": obj{"type": "array"}}, {"json_schema": "x"}, {"description": strings.Repeat("x", 501)}, {"video_level": obj{}}, {"execution_config": []int{1}}, {"clear_video_level": "yes"}}},
+		"DELETE /prompts/{prompt_id}":    {scope: "admin", path: func(f fixture) string { return "/prompts/" + f.doomedPrompt }, unknown: []string{"/prompts/" + gone, "/prompts/*"}, ok: 200, read: "message"},
+		"GET /prompts/{prompt_id}/usage": {scope: "read", path: func(f fixture) string { return "/prompts/" + f.prompt + "/usage" }, unknown: []string{"/prompts/" + gone + "/usage"}, ok: 200, read: "usage"},
+		"POST /prompts/test-schema": {scope: "write", path: at("/prompts/test-schema"), ok: 200, read: "schema test", body: func(fixture) any { return obj{"json_schema": obj{"type": "object"}, "sample_data": obj{}} },
+			wrong: []obj{{"json_schema": "x", "sample_data": 1}, {"json_schema": obj{}}, {"sample_data": 1}}},
+		"POST /import-jobs/{job_id}/prompt-run": {scope: "write", path: func(f fixture) string { return "/import-jobs/" + f.job + "/prompt-run" }, unknown: []string{"/import-jobs/" + gone + "/prompt-run", "/import-jobs/*/prompt-run"}, ok: 202, read: "run",
+			body: func(f fixture) any { return obj{"prompt_preset": obj{"prompt_id": f.prompt}} }, wrong: []obj{{"prompt_preset": "x"}, {"prompt_preset": obj{}}, {"prompt_preset": obj{"prompt_id": "x", "enable_transcription": 1}}}},
+		"POST /prompt-runs/execute":         {scope: "write", path: at("/prompt-runs/execute"), ok: 202, read: "run", body: runBody, wrong: badRuns},
+		"POST /prompt-runs/estimate":        {scope: "read", path: at("/prompt-runs/estimate"), ok: 200, read: "estimate", body: runBody, wrong: badRuns},
+		"POST /prompt-runs/{run_id}/cancel": {scope: "write", path: func(f fixture) string { return "/prompt-runs/" + f.run + "/cancel" }, unknown: []string{"/prompt-runs/" + gone + "/cancel", "/prompt-runs/%2A/cancel"}, ok: 400, emptyOK: true},
+		"GET /prompt-runs/{run_id}/videos/{video_id}/video-result": {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run + "/videos/" + f.video + "/video-result" },
+			unknown: []string{"/prompt-runs/" + gone + noVideo + "/video-result"}, ok: 200, read: "video result"},
+		"GET /prompt-runs/{run_id}/failed-segments": {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run + "/failed-segments" }, unknown: []string{"/prompt-runs/" + gone + "/failed-segments"}, ok: 200, read: "failures"},
+		"POST /prompt-runs/{run_id}/videos/{video_id}/segments/{segment_id}/retry": {scope: "write", path: func(f fixture) string {
+			return "/prompt-runs/" + f.run + "/videos/" + f.video + "/segments/seg_1/retry"
+		},
+			unknown: []string{"/prompt-runs/" + gone + noVideo + "/segments/seg_1/retry"}, ok: 400, emptyOK: true},
+		"GET /prompt-runs/{run_id}/videos/{video_id}/segments/{segment_id}/retries/{retry_id}": {scope: "read", path: func(f fixture) string {
+			return "/prompt-runs/" + f.run + "/videos/" + f.video + "/segments/seg_1/retries/r"
+		},
+			unknown: []string{"/prompt-runs/" + gone + noVideo + "/segments/seg_1/retries/r"}, ok: 404},
+		"GET /prompt-runs/{run_id}/llm-calls": {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run + "/llm-calls" }, unknown: []string{"/prompt-runs/" + gone + "/llm-calls"}, ok: 200},
+		"POST /workflow/process": {scope: "write", path: at("/workflow/process"), ok: 202, read: "workflow run", body: func(f fixture) any {
+			return obj{"prompt_instruction": "Say what can be seen.", "video_ids": []string{f.video}, "index_id": f.index, "enable_transcription": false}
+		}, wrong: []obj{{"prompt_id": "x"}, {"prompt_id": "x", "prompt_instruction": "0123456789", "index_id": "x"}, {"prompt_instruction": "short", "index_id": "x"}, {"prompt_id": "x", "index_id": "x", "video_segmentation_type": "fixed"}}},
+		"GET /workflow/runs/{run_id}/results": {scope: "read", path: func(f fixture) string {
+			return "/workflow/runs/" + f.run + "/results?result_level=video&view=unfiltered"
+		}, unknown: []string{"/workflow/runs/" + gone + "/results"}, ok: 200, read: "workflow page"},
 		"GET /videos/{video_id}":             {scope: "read", path: func(f fixture) string { return "/videos/" + f.video }, unknown: []string{"/videos/" + gone, "/videos/vid_00000000000000000000000000_0000000000000000"}, ok: 200, read: "video"},
 		"POST /notifications/{connector_id}": {scope: "write", path: func(f fixture) string { return "/notifications/" + f.connector }, unknown: []string{"/notifications/" + gone}, ok: 200, body: func(fixture) any { return obj{"message": obj{}} }, read: "message"},
 	}
@@ -261,11 +327,23 @@ var models = map[string]model{
 		created_new_segments enable_transcription enable_image_embedding video_level_enabled total_video_seconds
 		video_level_total_items video_level_completed_items video_level_failed_items video_level_partial_items
 		billing_estimated_mt billing_actual_mt stop_state marker`), members: map[string]string{"run_context": "context"}},
-	"context":    {required: words("type index_id video_ids"), arrays: words("video_ids")},
-	"result":     {required: words("segment_id run_id prompt_id executed_at metadata metadata_text result_type field_extraction_succeeded thumbnail_available gif_available")},
-	"automation": {required: words("automation_id index_id enabled paused connector_id source_prefix file_pattern recursive debounce_interval created_at updated_at")},
-	"page":       {required: words("data pagination"), arrays: words("data"), members: map[string]string{"pagination": "pagination"}},
-	"pagination": {required: words("limit has_more")},
+	"context":        {required: words("type media_count")},
+	"index deletion": {required: words("index_id deletion_id status message")},
+	"video deletion": {required: words("video_id deletion_id status message")},
+	"video status":   {required: words("video_id status")},
+	"video segments": {required: words("video_id segments"), arrays: words("segments")},
+	"usage":          {required: words("prompt_id name is_active is_in_use created_at schema_properties_count")},
+	"schema test":    {required: words("valid message")},
+	"estimate":       {required: words("estimated_mt breakdown sufficient_balance current_balance_mt")},
+	"video result":   {required: words("run_id prompt_id video_id executed_at status metadata metadata_text result_type")},
+	"counts":         {required: words("field_extraction transcription image_embedding processing")},
+	"failures":       {required: words("run_id status videos_with_failures failed_segments operation_counts videos"), arrays: words("videos"), members: map[string]string{"operation_counts": "counts"}},
+	"workflow run":   {required: words("run_id run prompt status_url results_url"), members: map[string]string{"run": "run", "prompt": "prompt"}},
+	"workflow page":  {required: words("run_id status result_level unfiltered"), members: map[string]string{"unfiltered": "page video result"}},
+	"result":         {required: words("segment_id run_id prompt_id executed_at metadata metadata_text result_type field_extraction_succeeded thumbnail_available gif_available")},
+	"automation":     {required: words("automation_id index_id enabled paused connector_id source_prefix file_pattern recursive debounce_interval created_at updated_at")},
+	"page":           {required: words("data pagination"), arrays: words("data"), members: map[string]string{"pagination": "pagination"}},
+	"pagination":     {required: words("limit has_more")},
 }
 
 var timestamps = regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$`)

@@ -8,13 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"millrace/shared/event"
 	"millrace/shared/store"
-	"millrace/shared/topology"
 )
 
 // promptRun is a store.Run as clients see it. Here an executor answers once per medium, so a medium counts as one
@@ -86,9 +84,9 @@ type promptRun struct {
 }
 
 type runContext struct {
-	Type       string   `json:"type" enum:"videos"`
+	Type       string   `json:"type" enum:"videos,index"`
 	Index      *string  `json:"index_id"`
-	VideoIDs   []string `json:"video_ids,omitempty" nullable:"false" doc:"left out when there are many; then only media_count says how many"`
+	VideoIDs   []string `json:"video_ids,omitempty" nullable:"false" doc:"left out when there are many, or while the run is being made"`
 	MediaCount int      `json:"media_count"`
 }
 
@@ -129,7 +127,9 @@ type runPath struct {
 }
 
 type listRuns struct {
-	Limit int `query:"limit" minimum:"1" maximum:"200" default:"200"`
+	Status string `query:"status" doc:"one status, in any case"`
+	Index  string `query:"index_id"`
+	Limit  int    `query:"limit" minimum:"1" maximum:"200" default:"200"`
 }
 
 type runResults struct {
@@ -162,14 +162,27 @@ func (a *Admin) runRoutes() {
 }
 
 func (a *Admin) listRuns(ctx context.Context, in *listRuns) (*body[[]promptRun], error) {
-	newest := newestOf[store.Run]{limit: in.Limit, created: func(r store.Run) (time.Time, string) { return r.CreatedAt, r.ID }}
+	status := store.RunStatus(strings.ToLower(in.Status))
+	switch status {
+	case "", store.RunPending, store.RunProcessing, store.RunCompleted, store.RunCompletedWithFailures, store.RunFailed, store.RunCancelled:
+	default:
+		return nil, invalid("status", "must be one of pending, processing, completed, completed_with_failures, failed, cancelled")
+	}
+	newest := newestOf[store.Run]{limit: in.Limit, created: runCreated}
 	for r, err := range a.runs.All(ctx) {
 		if err != nil {
 			return nil, err
 		}
-		newest.add(r)
+		if (status == "" || r.Status == status) && (in.Index == "" || r.Index == in.Index) {
+			newest.add(r)
+		}
 	}
-	runs := newest.sorted()
+	views, err := a.viewRuns(ctx, newest.sorted())
+	return &body[[]promptRun]{views}, err
+}
+
+// viewRuns shows the runs of a list.
+func (a *Admin) viewRuns(ctx context.Context, runs []store.Run) ([]promptRun, error) {
 	views := make([]promptRun, len(runs))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallelReads)
@@ -179,7 +192,7 @@ func (a *Admin) listRuns(ctx context.Context, in *listRuns) (*body[[]promptRun],
 			return err
 		})
 	}
-	return &body[[]promptRun]{views}, g.Wait()
+	return views, g.Wait()
 }
 
 func (a *Admin) getRun(ctx context.Context, in *runPath) (*body[promptRun], error) {
@@ -226,11 +239,15 @@ func (a *Admin) viewRun(ctx context.Context, r store.Run, maxMedia int) (promptR
 		ok := r.Status == store.RunCompleted
 		v.FieldExtractionSucceeded = &ok
 	}
+	if r.Target == store.OfIndex {
+		v.Context.Type = "index"
+	}
 	if r.Status == store.RunCancelled {
 		v.CancelledVideos = video.Total - video.Completed - video.Failed
 		v.CancelledAudios = audio.Total - audio.Completed - audio.Failed
 		v.CancelledImages = image.Total - image.Completed - image.Failed
-		v.StopState.CompletedAt = stampOrNull(r.EndedAt)
+		at, by, mode := stampOrNull(r.EndedAt), owner, "cancel" // a run that is cancelled ends with that
+		v.StopState = stopState{RequestedAt: at, RequestedBy: &by, Mode: &mode, ObservedAt: at, CompletedAt: at}
 	}
 	return v, nil
 }
@@ -264,32 +281,24 @@ func (a *Admin) runResults(ctx context.Context, in *runResults) (*body[page[segm
 	if _, err := openCursor("results", in.Cursor); err != nil {
 		return nil, err
 	}
+	reports, err := a.reports(ctx, a.reportSubject(r.ID, in.Video))
+	if err != nil {
+		return nil, err
+	}
 	results := make([]segmentResult, 0, 1)
-	for m, err := range a.bus.Last(ctx, topology.Reports, a.bus.Subject("run", "report", r.ID, in.Video)) {
-		if err != nil {
-			return nil, err
+	for _, report := range reports {
+		if report.State != event.Processing {
+			results = append(results, viewResult(r, report))
 		}
-		var report event.Report
-		if err := json.Unmarshal(m.Data, &report); err != nil {
-			return nil, fmt.Errorf("decode %s: %w", m.Subject, err)
-		}
-		if report.State == event.Processing {
-			continue
-		}
-		results = append(results, viewResult(r, in.Video, report, m.Time))
 	}
 	return &body[page[segmentResult]]{newPage(results, in.Limit, "")}, nil
 }
 
-func viewResult(r store.Run, video string, report event.Report, stored time.Time) segmentResult {
+func viewResult(r store.Run, report event.Report) segmentResult {
 	metadata := objectOf(report.Result)
-	executed := report.ReportedAt
-	if executed.IsZero() {
-		executed = stored
-	}
 	v := segmentResult{
-		SegmentID: "seg_" + strings.TrimPrefix(video, "vid_"), ResultType: "segment",
-		Run: r.ID, Prompt: r.Prompt, Video: video, ExecutedAt: stamp(executed),
+		SegmentID: segmentOf(report.Video), ResultType: "segment",
+		Run: r.ID, Prompt: r.Prompt, Video: report.Video, ExecutedAt: stamp(report.ReportedAt),
 		Metadata: metadata, MetadataText: string(metadata), Extracted: report.State == event.Successful,
 	}
 	if !v.Extracted {
@@ -297,6 +306,9 @@ func viewResult(r store.Run, video string, report event.Report, stored time.Time
 	}
 	return v
 }
+
+// segmentOf is the one segment of a medium.
+func segmentOf(video string) string { return "seg_" + strings.TrimPrefix(video, "vid_") }
 
 // objectOf is a result as a compact JSON object: what an executor sent that is none stands under "result".
 func objectOf(raw json.RawMessage) json.RawMessage {

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"net/url"
 	"path"
+	"slices"
 	"strings"
 
+	"millrace/shared/bus"
 	"millrace/shared/event"
 	"millrace/shared/store"
 	"millrace/shared/topology"
@@ -23,7 +25,7 @@ type video struct {
 	MediaType        string      `json:"media_type" enum:"video,audio,image"`
 	Duration         *float64    `json:"duration_seconds"`
 	MetadataKeys     []string    `json:"metadata_keys"`
-	ProcessingStatus []runStatus `json:"processing_status" doc:"the run that followed the import; null when there was none"`
+	ProcessingStatus []runStatus `json:"processing_status" doc:"the run that followed the import, and the newest others that have come to it; null when there are none"`
 	Marker           marker      `json:"marker"`
 	CreatedAt        string      `json:"created_at" format:"date-time"`
 	UpdatedAt        string      `json:"updated_at" format:"date-time"`
@@ -65,67 +67,111 @@ func (a *Admin) videoRoutes() {
 }
 
 func (a *Admin) getVideo(ctx context.Context, in *videoPath) (*body[video], error) {
-	id, err := event.ParseMediumID(in.ID)
-	if err != nil {
-		return nil, notFound("video", in.ID)
-	}
-	found, err := a.ledger.Find(ctx, id)
+	m, err := a.medium(ctx, in.ID)
 	if err != nil {
 		return nil, err
 	}
-	for _, e := range found {
-		if e.State != event.MediumImported {
-			continue
-		}
-		views, err := a.viewVideos(ctx, []event.Medium{e.Medium})
-		if err != nil {
-			return nil, err
-		}
-		return &body[video]{views[0]}, nil
+	views, err := a.viewVideos(ctx, []event.Medium{m})
+	if err != nil {
+		return nil, err
 	}
-	return nil, notFound("video", in.ID)
+	return &body[video]{views[0]}, nil
 }
 
-// viewVideos shows media with where they stand in the run that followed their import.
+// maxShownRuns is the most runs that media are shown with, besides the one that followed their import.
+const maxShownRuns = 10
+
+// viewVideos shows media with where they stand in the run that followed their import, and in the newest of those that
+// somebody asked for and that have come to them.
 func (a *Admin) viewVideos(ctx context.Context, media []event.Medium) ([]video, error) {
-	runs := make(map[string]*store.Run)
-	subjects := make([]string, 0, len(media))
+	followed := make(map[string]*store.Run) // by id
+	var indexes []string
 	for _, m := range media {
-		id := event.RunOfJob(m.Job)
-		if _, asked := runs[id]; !asked {
-			r, _, err := a.runs.Get(ctx, id)
-			switch {
-			case errors.Is(err, store.ErrNotFound):
-				runs[id] = nil
-			case err != nil:
-				return nil, err
-			default:
-				runs[id] = &r
-			}
+		if !slices.Contains(indexes, m.Index) {
+			indexes = append(indexes, m.Index)
 		}
-		if runs[id] != nil {
-			subjects = append(subjects, a.bus.Subject("run", "report", id, m.ID.String()))
+		id := event.RunOfJob(m.Job)
+		if _, asked := followed[id]; asked {
+			continue
+		}
+		r, _, err := a.runs.Get(ctx, id)
+		switch {
+		case errors.Is(err, store.ErrNotFound):
+			followed[id] = nil
+		case err != nil:
+			return nil, err
+		default:
+			followed[id] = &r
 		}
 	}
-	reports := make(map[string]event.Report, len(subjects)) // by medium
-	for s, err := range a.bus.Last(ctx, topology.Reports, subjects...) {
-		if err != nil {
-			return nil, err
+	asked, err := a.runBook.of(ctx, maxShownRuns, indexes...)
+	if err != nil {
+		return nil, err
+	}
+	slices.Reverse(asked) // the newest last
+	var subjects []string
+	for _, m := range media {
+		if r := followed[event.RunOfJob(m.Job)]; r != nil {
+			subjects = append(subjects, a.reportSubject(r.ID, m.ID.String()))
 		}
-		var r event.Report
-		if err := json.Unmarshal(s.Data, &r); err != nil {
-			return nil, fmt.Errorf("decode %s: %w", s.Subject, err)
+		for _, r := range asked {
+			subjects = append(subjects, a.reportSubject(r.ID, m.ID.String()))
 		}
-		reports[r.Video] = r
+	}
+	reports, err := a.reports(ctx, subjects...)
+	if err != nil {
+		return nil, err
 	}
 	views := make([]video, 0, len(media))
 	for _, m := range media {
-		views = append(views, viewVideo(m, runs[event.RunOfJob(m.Job)], reports[m.ID.String()]))
+		v := viewVideo(m)
+		if r := followed[event.RunOfJob(m.Job)]; r != nil {
+			v.stands(*r, reports[a.reportSubject(r.ID, v.ID)])
+		}
+		for _, r := range asked {
+			if report, ok := reports[a.reportSubject(r.ID, v.ID)]; ok {
+				v.stands(r, report)
+			}
+		}
+		views = append(views, v)
 	}
 	return views, nil
 }
 
-func viewVideo(m event.Medium, run *store.Run, report event.Report) video {
+func (a *Admin) reportSubject(run, video string) string {
+	return a.bus.Subject("run", "report", run, video)
+}
+
+// reports returns the newest report of each subject that has one.
+func (a *Admin) reports(ctx context.Context, subjects ...string) (map[string]event.Report, error) {
+	reports := make(map[string]event.Report, len(subjects))
+	for s, err := range a.bus.Last(ctx, topology.Reports, subjects...) {
+		if err != nil {
+			return nil, err
+		}
+		r, err := readReport(s)
+		if err != nil {
+			return nil, err
+		}
+		reports[s.Subject] = r
+	}
+	return reports, nil
+}
+
+// readReport decodes a report. The subject says what it is about, and the broker when it came if nobody else does.
+func readReport(s bus.Stored) (event.Report, error) {
+	var r event.Report
+	if err := json.Unmarshal(s.Data, &r); err != nil {
+		return r, fmt.Errorf("decode %s: %w", s.Subject, err)
+	}
+	r.Video = s.Subject[strings.LastIndexByte(s.Subject, '.')+1:]
+	if r.ReportedAt.IsZero() {
+		r.ReportedAt = s.Time
+	}
+	return r, nil
+}
+
+func viewVideo(m event.Medium) video {
 	v := video{
 		ID: m.ID.String(), Title: path.Base(m.Path), URI: publicURI(m), Status: "not_processed", MediaType: m.MediaType,
 		CreatedAt: stamp(m.CreatedAt), UpdatedAt: stamp(m.CreatedAt),
@@ -138,9 +184,12 @@ func viewVideo(m event.Medium, run *store.Run, report event.Report) video {
 	if m.Width > 0 && m.Height > 0 {
 		v.Width, v.Height = &m.Width, &m.Height
 	}
-	if run == nil {
-		return v
-	}
+	return v
+}
+
+// stands adds where a medium stands in a run; report is zero when there is none. The last run that has something to say
+// decides over the status.
+func (v *video) stands(run store.Run, report event.Report) {
 	s := runStatus{
 		Run: run.ID, Prompt: orNull(run.Prompt), Total: 1, Segments: make([]none, 0),
 		CreatedAt: stampOrNull(run.CreatedAt), UpdatedAt: stampOrNull(report.ReportedAt),
@@ -150,15 +199,14 @@ func viewVideo(m event.Medium, run *store.Run, report event.Report) video {
 		v.Status, s.Status, s.Successful = "processed", "completed", 1
 	case report.State == event.Unsuccessful:
 		v.Status, s.Status, s.Failed = "failed", "failed", 1
-	case report.State == event.Processing:
-		v.Status, s.Status, s.Processing = "processing", "processing", 1
 	case run.Status.Terminal():
 		s.Status, s.Pending = string(run.Status), 1
+	case report.State == event.Processing:
+		v.Status, s.Status, s.Processing = "processing", "processing", 1
 	default:
 		v.Status, s.Status, s.Pending = "processing", "pending", 1
 	}
-	v.ProcessingStatus = []runStatus{s}
-	return v
+	v.ProcessingStatus = append(v.ProcessingStatus, s)
 }
 
 // publicURI is where a medium is kept, for clients: the object's own address in a cloud's bucket, else a name that only

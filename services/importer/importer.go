@@ -7,6 +7,8 @@
 // The commit point is the creation of the medium's ledger entry. Whatever a crash leaves behind before it (bytes in the
 // library under a name that is a function of the object version) is overwritten by the next attempt.
 //
+// What somebody deleted is cleared away here as well, see deleter.
+//
 // One importer at a time is also the tracker, which folds file states into the progress of jobs and ends them.
 package importer
 
@@ -92,6 +94,7 @@ type Importer struct {
 	circuits *circuits
 	commits  chan *outcome
 	tracker  *tracker
+	deleter  *deleter
 }
 
 // New returns an importer that has opened nothing yet. A nil library registers media by reference only.
@@ -102,14 +105,16 @@ func New(cfg Config, env service.Env, sources Sources, library bucket.Library, p
 	}
 	env.Log = env.Log.With("component", "importer")
 	m := newMetrics(env.Metrics)
-	return &Importer{
+	im := &Importer{
 		cfg: cfg, env: env, metrics: m, sources: sources, library: library, prober: prober,
 		ledger:   store.NewLedger(env.Bus),
 		jobs:     newJobs(),
 		circuits: newCircuits(),
 		commits:  make(chan *outcome, groupSize), // gathers while a group is being committed
 		tracker:  newTracker(env, m),
-	}, nil
+	}
+	im.deleter = &deleter{im: im, lookAgain: lookAgain}
+	return im, nil
 }
 
 // committers is how many groups are committed at a time: while one waits for the disk the next can gather.
@@ -125,7 +130,7 @@ func (im *Importer) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := im.tracker.open(ctx); err != nil {
+	if err := errors.Join(im.tracker.open(ctx), im.deleter.open(ctx, im.env.Bus)); err != nil {
 		return err
 	}
 
@@ -143,6 +148,9 @@ func (im *Importer) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return im.jobs.follow(ctx) })
 	g.Go(func() error { return leases.Hold(ctx, "job-tracker", im.tracker.run) })
+	g.Go(func() error {
+		return im.env.Bus.Work(ctx, topology.ImporterDeletions, bus.Options{Workers: deleters}, im.deleter.handle)
+	})
 	for _, lane := range []struct {
 		consumer string
 		workers  int
@@ -156,5 +164,5 @@ func (im *Importer) Run(ctx context.Context) error {
 
 // Ready returns nil while the importer holds its consumers.
 func (im *Importer) Ready() error {
-	return im.env.Bus.Consuming(topology.ImporterLive, topology.ImporterBulk)
+	return im.env.Bus.Consuming(topology.ImporterLive, topology.ImporterBulk, topology.ImporterDeletions)
 }

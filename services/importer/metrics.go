@@ -14,6 +14,7 @@ type metrics struct {
 	commit  prometheus.Histogram
 	task    prometheus.Histogram
 	ended   *prometheus.CounterVec
+	deleted prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) metrics {
@@ -39,6 +40,9 @@ func newMetrics(reg prometheus.Registerer) metrics {
 		ended: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "importer_jobs_ended_total", Help: "Jobs by final status.",
 		}, []string{"status"}),
+		deleted: f.NewCounter(prometheus.CounterOpts{
+			Name: "importer_media_deleted_total", Help: "Media whose bytes were removed from the library.",
+		}),
 	}
 	for _, s := range []event.FileState{event.Imported, event.Skipped, event.Failed} {
 		m.files.WithLabelValues(string(s))

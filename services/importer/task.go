@@ -7,9 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path"
 	"regexp"
-	"strings"
 	"time"
 
 	"millrace/shared/bucket"
@@ -355,16 +353,7 @@ func (w *work) probe(ctx context.Context, r io.ReaderAt, obj bucket.Object) (med
 
 var extension = regexp.MustCompile(`^\.[a-z0-9]{1,8}$`)
 
-// key is where the object goes in the library: a function of the medium, so that a second attempt writes to the same
-// place, with the extension kept for tools that go by it.
-func (w *work) key() string {
-	id := w.ans.id
-	ext := strings.ToLower(path.Ext(w.task.Path))
-	if !extension.MatchString(ext) {
-		ext = ""
-	}
-	return w.task.Index + "/" + id.Object[:2] + "/" + id.String() + ext
-}
+func (w *work) key() string { return libraryKey(w.task.Index, w.ans.id, w.task.Path) }
 
 // imported is the outcome of an object that is in the library.
 func (w *work) imported(obj bucket.Object, info media.Info, stored bucket.Stored) *outcome {

@@ -7,7 +7,8 @@
 //	                                                     ▼
 //	                       pending ─▶ processing ─▶ completed | completed_with_failures | failed ──▶ event, settled
 //
-// The id of a run is a function of its job, so whatever is repeated here meets what is there already. Any number of
+// A run that a person asks for (run.wanted) goes the same way from the media document on. The id of a run is a function
+// of its job, or comes with what asks for it, so whatever is repeated here meets what is there already. Any number of
 // preset triggers may run; one of them at a time tracks reports.
 package presettrigger
 
@@ -86,14 +87,24 @@ func New(cfg Config, env service.Env) (*PresetTrigger, error) {
 		return nil, fmt.Errorf("preset trigger: %w", err)
 	}
 	p := &PresetTrigger{cfg: cfg, env: env, router: router, metrics: newMetrics(env.Metrics)}
-	return p, router.Add(control.Handler{
-		Name:        "job-events",
-		Stream:      env.Bus.Stream(topology.Events),
-		Consumer:    topology.PresetTriggerJobs,
-		Concurrency: cfg.Concurrency,
-		Timeout:     handleTimeout,
-		Handle:      control.Handle(p.jobEnded),
-	})
+	return p, errors.Join(
+		router.Add(control.Handler{
+			Name:        "job-events",
+			Stream:      env.Bus.Stream(topology.Events),
+			Consumer:    topology.PresetTriggerJobs,
+			Concurrency: cfg.Concurrency,
+			Timeout:     handleTimeout,
+			Handle:      control.Handle(p.jobEnded),
+		}),
+		router.Add(control.Handler{
+			Name:        "runs-wanted",
+			Stream:      env.Bus.Stream(topology.Runs),
+			Consumer:    topology.PresetTriggerWanted,
+			Concurrency: cfg.Concurrency,
+			Timeout:     handleTimeout,
+			Handle:      control.Handle(p.runWanted),
+		}),
+	)
 }
 
 // Run works until ctx ends. It fails when the topology is missing.

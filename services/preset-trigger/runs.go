@@ -50,27 +50,32 @@ type Request struct {
 	ID     string          // of the run; the same for every repetition of the same request
 	Job    string          // whose media these are, "" if none
 	Index  string          // "" if the media are of several
+	Target string          // as in store.Run
 	Preset json.RawMessage // names the prompt
 	// Media is read at most once, from another goroutine, while it is stored. Each video once.
 	Media iter.Seq2[event.RunMedium, error]
 }
 
-// Create stores the media list and then the record of a run, and returns the record. A run that exists is returned as
-// it is and its media list left alone. It fails with ErrNoMedia or ErrDeleted.
+// Create stores the media list and then the record of a run, and returns the record. A run that has its list is returned
+// as it is, and so is one that has ended; the record of one that somebody asked for gets its list now. It fails with
+// ErrNoMedia or ErrDeleted.
 //
-// A crash between list and record leaves a list without a record, which the repetition replaces.
+// A crash between list and record leaves a list that no record names, which the repetition replaces.
 func (r *Runs) Create(ctx context.Context, req Request) (store.Run, error) {
-	run, _, err := r.records.Get(ctx, req.ID)
-	if !errors.Is(err, store.ErrNotFound) {
-		return run, err
+	asked, _, err := r.records.Get(ctx, req.ID)
+	switch {
+	case err != nil && !errors.Is(err, store.ErrNotFound):
+		return asked, err
+	case err == nil && (asked.Media != "" || asked.Status.Terminal()):
+		return asked, nil
 	}
 	// Read before the run can be known to anybody, hence before anything can be reported about it.
 	reports, err := r.bus.State(ctx, topology.Reports)
 	if err != nil {
 		return store.Run{}, err
 	}
-	run = store.Run{
-		ID: req.ID, Job: req.Job, Index: req.Index, Prompt: promptOf(req.Preset), Preset: req.Preset,
+	run := store.Run{
+		ID: req.ID, Job: req.Job, Index: req.Index, Target: req.Target, Prompt: promptOf(req.Preset), Preset: req.Preset,
 		Status: store.RunPending, Tallies: make(map[string]store.Tally), Media: mediaDocument(req.ID),
 		ReportsFrom: reports.LastSeq + 1, CreatedAt: time.Now().UTC(),
 	}
@@ -80,15 +85,26 @@ func (r *Runs) Create(ctx context.Context, req Request) (store.Run, error) {
 	if run.PromptName, err = r.promptName(ctx, run.Prompt); err != nil {
 		return store.Run{}, err
 	}
-	err = r.records.Create(ctx, run.ID, run)
-	if !errors.Is(err, bus.ErrConflict) {
-		return run, err
+	if asked.ID == "" {
+		err = r.records.Create(ctx, run.ID, run)
+		if !errors.Is(err, bus.ErrConflict) {
+			return run, err
+		}
+		// Somebody else was faster, or it was us and the answer got lost.
 	}
-	run, _, err = r.records.Get(ctx, req.ID) // somebody else was faster, or it was us and the answer got lost
-	if errors.Is(err, store.ErrNotFound) {
-		return store.Run{}, fmt.Errorf("run %s: %w", req.ID, ErrDeleted)
-	}
-	return run, err
+	stored, _, err := r.records.Modify(ctx, run.ID, func(v *store.Run) error {
+		switch {
+		case v.ID == "":
+			return fmt.Errorf("run %s: %w", run.ID, ErrDeleted)
+		case v.Media != "" || v.Status.Terminal():
+			return store.ErrUnchanged
+		}
+		made := run
+		made.CreatedAt, made.ReportsFrom = v.CreatedAt, min(v.ReportsFrom, run.ReportsFrom)
+		*v = made
+		return nil
+	})
+	return stored, err
 }
 
 func mediaDocument(run string) string { return "runs/" + run + ".media.jsonl" }

@@ -272,6 +272,9 @@ func (s *session) report(ctx context.Context, m jetstream.Msg) (string, error) {
 	if l == nil || err != nil {
 		return outcome, err
 	}
+	if l.record.Media == "" { // nobody can have been asked yet
+		return reportUnknownMedium, nil
+	}
 	if l.fold == nil {
 		l.fold, err = s.begin(ctx, l.record)
 		if errors.Is(err, store.ErrNotFound) {
@@ -460,11 +463,12 @@ func (s *session) write(ctx context.Context, l *liveRun) error {
 	return nil
 }
 
-// endEvents are the events of the ends of runs. Nobody is told about a cancellation but by the record.
+// endEvents are the events of the ends of runs.
 var endEvents = map[store.RunStatus]event.Type{
 	store.RunCompleted:             event.RunCompleted,
 	store.RunCompletedWithFailures: event.RunPartialCompleted,
 	store.RunFailed:                event.RunFailed,
+	store.RunCancelled:             event.RunCancelled,
 }
 
 // noIndex stands where the subject of an event names an index and the run has none.
@@ -497,7 +501,7 @@ func (s *session) sweep(ctx context.Context) {
 	var g errgroup.Group
 	g.SetLimit(writers)
 	for _, l := range s.live {
-		if l.record.Status != store.RunPending || l.record.Dispatched {
+		if l.record.Status != store.RunPending || l.record.Dispatched || l.record.Media == "" {
 			continue
 		}
 		if !l.swept {

@@ -140,7 +140,7 @@ func TestReportsThatDoNotCount(t *testing.T) {
 	}
 }
 
-// A run that a person cancels is settled as it is, without a word to the public, whatever is reported later.
+// A run that a person cancels is settled as it is, whatever is reported later.
 func TestCancelledRun(t *testing.T) {
 	w := newWorld(t)
 	w.start("one")
@@ -160,8 +160,11 @@ func TestCancelledRun(t *testing.T) {
 	if got := w.await(run.ID, settled); got.Status != store.RunCancelled || done(got.Tallies) != 1 {
 		t.Errorf("%+v", got)
 	}
-	if n := len(w.stored(topology.Events, "event", "prompt_run", "*", index, run.ID)); n != 1 {
+	if n := len(w.stored(topology.Events, "event", "prompt_run", "*", index, run.ID)); n != 2 {
 		t.Errorf("%d events", n)
+	}
+	if n := len(w.stored(topology.Events, "event", string(event.RunCancelled), index, run.ID)); n != 1 {
+		t.Errorf("%d events of the end", n)
 	}
 }
 

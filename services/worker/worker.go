@@ -23,7 +23,9 @@
 // object store <prefix>-documents. For each it publishes an event.Report to <prefix>.run.report.<run_id>.<video_id>,
 // "processing" if it likes and "successful" or "failed" in the end, and waits for the ack. It extends the message's
 // lease meanwhile (+WPI, every few seconds; a lease is 20 s) and acknowledges when all media are reported. A run can come again, so it
-// first leaves out the media that have a final report: the last message of their subject in <prefix>-reports.
+// first leaves out the media that have a final report: the last message of their subject in <prefix>-reports. A run that
+// is cancelled says so in its record, key run_id of the bucket <prefix>-run ("status": "cancelled"), which can be watched;
+// reports that come after that are not counted.
 package worker
 
 import (
@@ -93,6 +95,7 @@ type Worker struct {
 	media   Media
 	metrics metrics
 	slots   chan struct{} // one per command
+	inHand  *inHand
 
 	runs      *store.Register[store.Run]
 	documents *store.Documents
@@ -110,6 +113,7 @@ func New(cfg Config, env service.Env, media Media) (*Worker, error) {
 	env.Log = env.Log.With("component", "worker")
 	return &Worker{
 		cfg: cfg, env: env, media: media, metrics: newMetrics(env.Metrics), slots: make(chan struct{}, cfg.Parallel),
+		inHand: newInHand(),
 	}, nil
 }
 
@@ -123,13 +127,19 @@ func (w *Worker) Run(ctx context.Context) error {
 	if w.documents, err = store.OpenDocuments(ctx, w.env.Bus); err != nil {
 		return err
 	}
-	return w.env.Bus.Work(ctx, topology.WorkerRuns, bus.Options{Workers: w.cfg.Parallel}, w.carryOut)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return w.inHand.follow(ctx, w.runs) })
+	g.Go(func() error {
+		return w.env.Bus.Work(ctx, topology.WorkerRuns, bus.Options{Workers: w.cfg.Parallel}, w.carryOut)
+	})
+	return g.Wait()
 }
 
 // Ready returns nil while the worker holds its consumer.
 func (w *Worker) Ready() error { return w.env.Bus.Consuming(topology.WorkerRuns) }
 
-// carryOut carries out one run. What is reported stays reported, so a run that comes again goes on where it was.
+// carryOut carries out one run. What is reported stays reported, so a run that comes again goes on where it was. When it
+// is cancelled, commands that run are killed.
 func (w *Worker) carryOut(ctx context.Context, d *bus.Delivery) error {
 	var req event.RunRequested
 	if err := d.Decode(&req); err != nil {
@@ -138,6 +148,18 @@ func (w *Worker) carryOut(ctx context.Context, d *bus.Delivery) error {
 	if !isToken(req.Run) {
 		return bus.Poison(fmt.Errorf("%q is not the id of a run", req.Run))
 	}
+	ctx, done := w.inHand.begin(ctx, req.Run)
+	defer done()
+	err := w.allOf(ctx, req)
+	if errors.Is(context.Cause(ctx), errCancelled) {
+		w.env.Log.Info("run cancelled", "run_id", req.Run)
+		return nil
+	}
+	return err
+}
+
+// allOf has the media of a run processed that are not yet.
+func (w *Worker) allOf(ctx context.Context, req event.RunRequested) error {
 	media, err := w.pending(ctx, req)
 	if err != nil {
 		return err

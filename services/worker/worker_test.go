@@ -433,6 +433,24 @@ func TestUnwantedRuns(t *testing.T) {
 	}
 }
 
+// A run that is cancelled while its commands run has them killed, and is not asked for again; others go on.
+func TestCancelledInHand(t *testing.T) {
+	w := newWorld(t)
+	started := filepath.Join(t.TempDir(), "started")
+	w.start(Config{Parallel: 2, Command: `case "$1" in *a.mp4) touch "` + started + `"; sleep 600;; *) echo fine;; esac`})
+	w.ask("run_1", w.file("vid_1", "a.mp4"), w.file("vid_2", "b.mp4"))
+	w.eventually("started", func() bool { _, err := os.Stat(started); return err == nil })
+	must(t, w.runs.Put(t.Context(), "run_1", store.Run{ID: "run_1", Status: store.RunCancelled}))
+	w.ask("run_2", w.file("vid_2", "b.mp4"))
+	w.done()
+	if r := w.reports("run_1")["vid_1"]; r.State == event.Successful || r.State == event.Unsuccessful {
+		t.Errorf("a killed command was reported: %+v", r)
+	}
+	if r := w.reports("run_2")["vid_2"]; r.State != event.Successful {
+		t.Errorf("%+v", r)
+	}
+}
+
 func TestBadRequestsAreDead(t *testing.T) {
 	w := newWorld(t)
 	w.start(Config{Command: ":"})

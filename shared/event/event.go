@@ -258,6 +258,26 @@ type RunRequested struct {
 	RequestedAt time.Time       `json:"requested_at"`
 }
 
+// RunWanted asks the preset trigger to make a run on what is named here: the media that a job imported (Job), media by
+// id (Videos), or those of an index (Index alone). It may be asked for again; the run is made once.
+type RunWanted struct {
+	Run         string          `json:"run_id"`
+	Job         string          `json:"job_id,omitempty"`
+	Index       string          `json:"index_id,omitempty"` // of the media; "" when they are of several
+	Videos      []string        `json:"video_ids,omitempty"`
+	AsOf        uint64          `json:"as_of,omitempty"` // of an index: entries of the ledger up to this sequence
+	Preset      json.RawMessage `json:"prompt_preset"`
+	RequestedAt time.Time       `json:"requested_at"`
+}
+
+// DeletionRequested asks the importer, whose library it is, to delete one medium, or an index with all that is in it.
+type DeletionRequested struct {
+	Deletion    string    `json:"deletion_id"`
+	Index       string    `json:"index_id"`
+	Video       string    `json:"video_id,omitempty"` // "": the whole index
+	RequestedAt time.Time `json:"requested_at"`
+}
+
 // MaxInlineMedia bounds RunRequested.Media, so that the message stays far below the broker's payload limit.
 const MaxInlineMedia = 500
 
@@ -314,6 +334,7 @@ const (
 	RunCompleted        Type = "prompt_run.completed"
 	RunPartialCompleted Type = "prompt_run.partial_completed"
 	RunFailed           Type = "prompt_run.failed"
+	RunCancelled        Type = "prompt_run.cancelled"
 	ScanDrift           Type = "automation.drift"
 )
 

@@ -48,6 +48,9 @@ func JobOfWindow(automation, epoch string) string {
 // RunOfJob is the run that follows a job.
 func RunOfJob(job string) string { return "run_" + hash(16, "run", job) }
 
+// DeletionOf is the deletion of a medium or an index, by its id: there is one.
+func DeletionOf(id string) string { return "del_" + hash(10, "deletion", id) }
+
 // AutomationOfIndex is the import automation of an index: there is at most one.
 func AutomationOfIndex(index string) string { return "auto_" + hash(10, "automation", index) }
 

@@ -29,12 +29,15 @@ var contracts = map[string]any{
 	"file":          event.File{},
 	"medium":        event.Medium{},
 	"run_requested": event.RunRequested{},
+	"run_wanted":    event.RunWanted{},
 	"report":        event.Report{},
 	"import_job":    event.JobEvent{},
 	"media":         event.MediaEvent{},
 	"prompt_run":    event.RunEvent{},
 	"drift":         event.DriftEvent{},
 	"dead":          event.Dead{},
+
+	"deletion_requested": event.DeletionRequested{},
 }
 
 // vocabularies is every closed list by the schemas and properties that carry it.
@@ -549,7 +552,7 @@ func TestEveryEventHasAChannel(t *testing.T) {
 	top := topology.Topology{Prefix: "millrace"}
 	types := []event.Type{
 		event.JobStarted, event.JobCompleted, event.JobPartialCompleted, event.JobFailed, event.MediaCreated,
-		event.RunStarted, event.RunCompleted, event.RunPartialCompleted, event.RunFailed, event.ScanDrift,
+		event.RunStarted, event.RunCompleted, event.RunPartialCompleted, event.RunFailed, event.RunCancelled, event.ScanDrift,
 	}
 	for _, typ := range types {
 		subject := top.Subject("event", string(typ), "i", "s")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"slices"
 	"strconv"
 	"strings"
@@ -173,6 +174,45 @@ func (l *Ledger) Page(ctx context.Context, index string, limit int, cursor strin
 		return page, "", nil
 	}
 	return page, strconv.FormatUint(newest[limit-1].Revision, 36), nil
+}
+
+// few is up to how many entries All reads with a filter, which finds a small index fast in a large ledger; from there on
+// it reads all there is, which is faster for a large one (see narrow).
+const few = 1000
+
+// All yields the entries of an index that are not newer than sequence upTo (0: all), in whatever state, in stream order.
+// An entry that changes meanwhile may come twice, or not at all if it is newer then.
+func (l *Ledger) All(ctx context.Context, index string, upTo uint64) iter.Seq2[Entry, error] {
+	return func(yield func(Entry, error) bool) {
+		mine := l.bus.Subject("media", index) + "."
+		next, n := uint64(0), 0
+		for filter := mine + ">"; ; filter = ">" {
+			again := false
+			for m, err := range l.bus.Scan(ctx, topology.Media, filter, next) {
+				if err != nil {
+					yield(Entry{}, err)
+					return
+				}
+				if upTo > 0 && m.Sequence > upTo {
+					return
+				}
+				if next = m.Sequence + 1; !strings.HasPrefix(m.Subject, mine) {
+					continue
+				}
+				e, err := entry(m)
+				if !yield(e, err) || err != nil {
+					return
+				}
+				if n++; n == few && filter != ">" {
+					again = true
+					break
+				}
+			}
+			if !again {
+				return
+			}
+		}
+	}
 }
 
 // IndexOf tells which index a ledger subject belongs to.

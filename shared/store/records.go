@@ -183,6 +183,9 @@ const (
 // Terminal reports whether the run has ended.
 func (s RunStatus) Terminal() bool { return s != RunPending && s != RunProcessing }
 
+// OfIndex is the Target of a run on all media of an index.
+const OfIndex = "index"
+
 // Tally counts media of one type in a run.
 type Tally struct {
 	Total     int `json:"total"`
@@ -195,13 +198,14 @@ type Run struct {
 	ID         string           `json:"run_id"`
 	Job        string           `json:"job_id,omitempty"`
 	Index      string           `json:"index_id,omitempty"`
+	Target     string           `json:"target,omitempty"` // OfIndex, or "" for media by id or of a job
 	Prompt     string           `json:"prompt_id"`
 	PromptName string           `json:"prompt_name"`
 	Preset     json.RawMessage  `json:"prompt_preset"`
 	Status     RunStatus        `json:"status"`
 	Tallies    map[string]Tally `json:"tallies"` // by media type
 	Seconds    float64          `json:"total_seconds"`
-	Media      string           `json:"media"` // the document with a line per medium, in order
+	Media      string           `json:"media"` // the document with a line per medium, in order; "" while the run is being made
 	Count      int              `json:"media_count"`
 	// ReportsFrom is a position in the reports stream before which nothing is about this run.
 	ReportsFrom uint64    `json:"reports_from"`
@@ -211,6 +215,25 @@ type Run struct {
 	EndedAt     time.Time `json:"ended_at,omitzero"`
 	Dispatched  bool      `json:"dispatched,omitempty"` // executors have been asked
 	Settled     bool      `json:"settled,omitempty"`    // the end was announced
+}
+
+// DeletionStatus is where a deletion stands: draining → deleting → deleted.
+type DeletionStatus string
+
+// The statuses of deletions (contract §9).
+const (
+	Draining DeletionStatus = "draining" // jobs and runs in hand are ending
+	Deleting DeletionStatus = "deleting" // media and their bytes are being removed
+	Gone     DeletionStatus = "deleted"
+)
+
+// Deletion is the deletion of one index. It outlives the index.
+type Deletion struct {
+	ID          string         `json:"deletion_id"`
+	Index       string         `json:"index_id"`
+	Status      DeletionStatus `json:"status"`
+	RequestedAt time.Time      `json:"requested_at"`
+	DeletedAt   time.Time      `json:"deleted_at,omitzero"`
 }
 
 // Key is an API key. Only its hash is kept.

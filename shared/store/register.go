@@ -214,6 +214,12 @@ func (r *Register[T]) Delete(ctx context.Context, key string) error {
 	return nil
 }
 
+// Deleted reports whether there was a record under key and it was deleted.
+func (r *Register[T]) Deleted(ctx context.Context, key string) (bool, error) {
+	rev, there, err := r.tombstone(ctx, key)
+	return rev != 0 && !there, err
+}
+
 // All yields every record, oldest write first.
 func (r *Register[T]) All(ctx context.Context) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {

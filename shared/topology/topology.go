@@ -30,21 +30,23 @@ const (
 	Events        = "events"
 	Runs          = "runs"
 	Reports       = "reports"
+	Deletions     = "deletions"
 	DeadLetters   = "dead"
 )
 
 // The key-value buckets.
 const (
-	Connectors  = "connectors"
-	Indexes     = "indexes"
-	Automations = "automations"
-	Windows     = "windows"
-	Scans       = "scans"
-	Prompts     = "prompts"
-	JobRecords  = "job"
-	RunRecords  = "run"
-	Keys        = "keys"
-	Leases      = "leases"
+	Connectors      = "connectors"
+	Indexes         = "indexes"
+	Automations     = "automations"
+	Windows         = "windows"
+	Scans           = "scans"
+	Prompts         = "prompts"
+	JobRecords      = "job"
+	RunRecords      = "run"
+	DeletionRecords = "deletion"
+	Keys            = "keys"
+	Leases          = "leases"
 )
 
 // Documents is the object store of what is too big for a record: job reports and the media lists of runs.
@@ -59,7 +61,9 @@ const (
 	DebouncerArrivals    = "debouncer-arrivals"
 	ImporterLive         = "importer-live"
 	ImporterBulk         = "importer-bulk"
+	ImporterDeletions    = "importer-deletions"
 	PresetTriggerJobs    = "preset-trigger-jobs"
+	PresetTriggerWanted  = "preset-trigger-wanted"
 	WorkerRuns           = "worker-runs"
 )
 
@@ -124,8 +128,10 @@ func (t Topology) Streams() []Stream {
 			limits, []string{"media.*.*.*"}, onePerSubject),
 		t.stream(Events, "the public feed", limits, []string{"event.>"},
 			func(c *jetstream.StreamConfig) { c.MaxAge = 30 * day }),
-		t.stream(Runs, "work for executors", work, []string{"run.requested.*"}),
+		t.stream(Runs, "runs to be made, and work for executors", work, []string{"run.wanted.*", "run.requested.*"}),
 		t.stream(Reports, "what executors say back, the newest per medium", limits, []string{"run.report.*.*"}, onePerSubject),
+		t.stream(Deletions, "media and indexes that somebody deleted and that are still to be cleared away",
+			work, []string{"delete.*"}, onePerSubject),
 		t.stream(DeadLetters, "poison, with its reason; replayable", limits, []string{"dead.*.*"},
 			func(c *jetstream.StreamConfig) { c.MaxAge = 30 * day }),
 	}
@@ -138,6 +144,7 @@ func (t Topology) Streams() []Stream {
 		{Prompts, "what runs ask"},
 		{JobRecords, "one record per job: status and progress"},
 		{RunRecords, "one record per run: status and progress"},
+		{DeletionRecords, "how far the deletion of each index is; that of a medium stands in the ledger"},
 		{Keys, "API keys, hashed"},
 		{Leases, "who does what only one should do"},
 	} {
@@ -157,8 +164,10 @@ func (t Topology) Consumers() []Consumer {
 		t.consumer(DebouncerArrivals, Arrivals, "merges arrivals into windows", 20_000, "arrival.*.*"),
 		t.consumer(ImporterLive, Tasks, "imports what somebody waits for", 20_000, "task.live.*.*"),
 		t.consumer(ImporterBulk, Tasks, "imports backfills", 20_000, "task.bulk.*.*"),
+		t.consumer(ImporterDeletions, Deletions, "clears away what was deleted", 1_000, "delete.*"),
 		t.consumer(PresetTriggerJobs, Events, "starts runs after jobs", 1_000,
 			"event.import_job.completed.*.*", "event.import_job.partial_completed.*.*"),
+		t.consumer(PresetTriggerWanted, Runs, "makes the runs that people ask for", 1_000, "run.wanted.*"),
 		t.consumer(WorkerRuns, Runs, "carries runs out", 1_000, "run.requested.*"),
 	}
 }

@@ -1,0 +1,224 @@
+package admin
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"millrace/shared/event"
+	"millrace/shared/store"
+	"millrace/shared/topology"
+)
+
+// workflowProcess starts a run in one request: with a prompt that is there or with words of the moment, and with the
+// settings of either client.
+type workflowProcess struct {
+	Body struct {
+		Prompt      string   `json:"prompt_id,omitempty" doc:"this or prompt_instruction"`
+		Instruction string   `json:"prompt_instruction,omitempty" doc:"10 to 5000 characters, made a prompt of its own; this or prompt_id"`
+		Index       string   `json:"index_id,omitempty" doc:"the run is on all of it, unless video_ids are given"`
+		Videos      []string `json:"video_ids,omitempty" nullable:"true"`
+
+		VideoSegmentation    string `json:"video_segmentation_type,omitempty" enum:"smart,fixed,content_aware"`
+		AudioSegmentation    string `json:"audio_segmentation_type,omitempty" enum:"fixed,content_aware"`
+		VideoSegmentDuration *int   `json:"video_segment_duration,omitempty"`
+		AudioSegmentDuration *int   `json:"audio_segment_duration,omitempty"`
+		ProcessingModel      string `json:"processing_model,omitempty" maxLength:"200"`
+		EnableTranscription  *bool  `json:"enable_transcription,omitempty"`
+		EnableImageEmbedding *bool  `json:"enable_image_embedding,omitempty"`
+
+		Segmentation   string `json:"segmentation_mode,omitempty" enum:"smart,fixed,content_aware" doc:"where the types are not given"`
+		FixedDuration  *int   `json:"fixed_segment_duration_seconds,omitempty" doc:"where the durations are not given"`
+		Transcription  *bool  `json:"advanced_transcription,omitempty" doc:"where enable_transcription is not given"`
+		ImageEmbedding *bool  `json:"create_image_embeddings,omitempty" doc:"where enable_image_embedding is not given"`
+	}
+}
+
+type workflowRun struct {
+	ID            string    `json:"run_id"`
+	Run           promptRun `json:"run"`
+	Prompt        prompt    `json:"prompt"`
+	StatusURL     string    `json:"status_url" doc:"path on this server"`
+	ResultsURL    string    `json:"results_url" doc:"path on this server"`
+	CreatedInline bool      `json:"prompt_created_inline"`
+}
+
+type workflowResults struct {
+	ID         string `path:"run_id"`
+	Level      string `query:"result_level" enum:"segment,video" default:"segment"`
+	View       string `query:"view" enum:"filtered,unfiltered,both" default:"both" doc:"has no effect: selection filters are not applied here"`
+	Limit      int    `query:"limit" minimum:"1" maximum:"50" default:"50"`
+	Filtered   string `query:"filtered_cursor" maxLength:"512"`
+	Unfiltered string `query:"unfiltered_cursor" maxLength:"512" doc:"unfiltered.pagination.next_cursor of the page before"`
+	Video      string `query:"video_id" doc:"only the results of this medium"`
+}
+
+type workflowPage struct {
+	Run        string     `json:"run_id"`
+	Status     string     `json:"status"`
+	Level      string     `json:"result_level"`
+	Selection  *none      `json:"selection_summary" doc:"null: selection filters are not applied here"`
+	Filtered   *page[any] `json:"filtered" doc:"null: selection filters are not applied here"`
+	Unfiltered page[any]  `json:"unfiltered"`
+}
+
+func (a *Admin) workflowRoutes() {
+	const tag = "Workflow"
+	register(a, route{
+		method: "POST", path: "/workflow/process", scope: write, status: http.StatusAccepted, tag: tag, summary: "Start a prompt run in one request",
+		about: "With a prompt by id, or with an instruction that becomes a prompt of its own.",
+	}, a.workflowProcess)
+	register(a, route{
+		method: "GET", path: "/workflow/runs/{run_id}/results", scope: read, tag: tag, summary: "List the results of a prompt run",
+		about: "Of all its media, in the order in which they came. Complete once the run has ended.",
+	}, a.workflowResults)
+}
+
+func (a *Admin) workflowProcess(ctx context.Context, in *workflowProcess) (*body[workflowRun], error) {
+	b := in.Body
+	var f fieldErrors
+	if (b.Prompt == "") == (b.Instruction == "") {
+		f.add("prompt_id", "is required, or else prompt_instruction; not both")
+	}
+	if n := len([]rune(b.Instruction)); b.Instruction != "" && (n < 10 || n > 5000) {
+		f.add("prompt_instruction", "must have 10 to 5000 characters")
+	}
+	if b.Index == "" && len(b.Videos) == 0 {
+		f.add("index_id", "is required, or else video_ids: there is no playground here")
+	}
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	video, audio := b.Segmentation, b.Segmentation
+	if audio == segmentSmart {
+		audio = ""
+	}
+	either := func(given, other *bool) *bool {
+		if given == nil {
+			return other
+		}
+		return given
+	}
+	e := execution{
+		Prompt:               b.Prompt,
+		Target:               runTarget{Type: "index", Index: orNull(b.Index)},
+		VideoSegmentation:    cmp.Or(b.VideoSegmentation, video, segmentSmart),
+		AudioSegmentation:    cmp.Or(b.AudioSegmentation, audio, segmentContent),
+		VideoSegmentDuration: b.VideoSegmentDuration, AudioSegmentDuration: b.AudioSegmentDuration, ProcessingModel: b.ProcessingModel,
+		EnableTranscription:  either(b.EnableTranscription, b.Transcription),
+		EnableImageEmbedding: either(b.EnableImageEmbedding, b.ImageEmbedding),
+	}
+	if len(b.Videos) > 0 {
+		e.Target.Type, e.Target.Videos = "videos", b.Videos
+	}
+	if e.VideoSegmentDuration == nil {
+		e.VideoSegmentDuration = b.FixedDuration
+	}
+	if e.AudioSegmentDuration == nil {
+		e.AudioSegmentDuration = b.FixedDuration
+	}
+	var inline *store.Prompt
+	if b.Prompt == "" {
+		inline = &store.Prompt{
+			ID: event.NewID("prm"), Name: titleOf(b.Instruction), Text: b.Instruction, JSONSchema: json.RawMessage(`{"type":"object"}`),
+			Active: true, CreatedAt: time.Now().UTC(),
+		}
+		e.Prompt = inline.ID
+	}
+	p, err := a.plan(ctx, inline, e)
+	if err != nil {
+		return nil, err
+	}
+	if inline != nil {
+		if err := a.prompts.Put(ctx, inline.ID, *inline); err != nil {
+			return nil, err
+		}
+	}
+	run, err := a.start(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	v, err := viewPrompt(p.prompt)
+	return &body[workflowRun]{workflowRun{
+		ID: run.Body.ID, Run: run.Body, Prompt: v, CreatedInline: inline != nil,
+		StatusURL:  a.cfg.BasePath + "/prompt-runs/" + run.Body.ID,
+		ResultsURL: a.cfg.BasePath + "/workflow/runs/" + run.Body.ID + "/results",
+	}}, err
+}
+
+// titleOf names a prompt by the beginning of its text.
+func titleOf(text string) string {
+	const most = 60
+	words := []rune(strings.Join(strings.Fields(text), " "))
+	if len(words) > most {
+		words = append(words[:most], '…')
+	}
+	return "Inline: " + string(words)
+}
+
+func (a *Admin) workflowResults(ctx context.Context, in *workflowResults) (*body[workflowPage], error) {
+	r, err := lookUp(ctx, a.runs, "prompt_run", in.ID)
+	if err != nil {
+		return nil, err
+	}
+	video := "*"
+	if in.Video != "" {
+		if _, err := event.ParseMediumID(in.Video); err != nil {
+			return nil, invalid("video_id", "must be the id of a medium, such as vid_…")
+		}
+		video = in.Video
+	}
+	list := strings.Join([]string{"results of", r.ID, video, in.Level}, " ")
+	if _, err := openCursor("filtered "+list, in.Filtered); err != nil {
+		return nil, err
+	}
+	position, err := openCursor(list, in.Unfiltered)
+	if err != nil {
+		return nil, err
+	}
+	from, err := readSequence(position)
+	if err != nil {
+		return nil, err
+	}
+	results, next := make([]any, 0, in.Limit), ""
+	for s, err := range a.bus.Scan(ctx, topology.Reports, a.reportSubject(r.ID, video), from) {
+		if err != nil {
+			return nil, err
+		}
+		report, err := readReport(s)
+		if err != nil {
+			return nil, err
+		}
+		if report.State == event.Processing {
+			continue
+		}
+		if len(results) == in.Limit {
+			next = strconv.FormatUint(s.Sequence, 36)
+			break
+		}
+		if in.Level == "video" {
+			results = append(results, viewVideoResult(r, report))
+		} else {
+			results = append(results, viewResult(r, report))
+		}
+	}
+	return &body[workflowPage]{workflowPage{
+		Run: r.ID, Status: string(r.Status), Level: in.Level, Unfiltered: newPage(results, in.Limit, sealCursor(list, next)),
+	}}, nil
+}
+
+// readSequence reads a position in a stream; "" is its beginning.
+func readSequence(s string) (uint64, error) {
+	if s == "" {
+		return 0, nil
+	}
+	n, err := strconv.ParseUint(s, 36, 64)
+	if err != nil {
+		return 0, badCursor()
+	}
+	return n, nil
+}
