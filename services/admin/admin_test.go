@@ -144,6 +144,16 @@ type sources struct {
 	objects map[string][]bucket.Object
 	err     error
 	panics  bool
+	blocked func() // what Open waits for
+}
+
+// block makes the next Open wait for release; busy tells when it does.
+func (s *sources) block() (busy <-chan struct{}, release func()) {
+	reached, released := make(chan struct{}), make(chan struct{})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.blocked = func() { close(reached); <-released }
+	return reached, func() { close(released) }
 }
 
 func (s *sources) set(connector string, err error, objects ...bucket.Object) {
@@ -153,6 +163,13 @@ func (s *sources) set(connector string, err error, objects ...bucket.Object) {
 }
 
 func (s *sources) Open(_ context.Context, c store.Connector) (bucket.Source, error) {
+	s.mu.Lock()
+	wait := s.blocked
+	s.blocked = nil
+	s.mu.Unlock()
+	if wait != nil {
+		wait()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.panics {

@@ -69,13 +69,21 @@ func categoryOf(s scope) category {
 type limiter struct {
 	limits map[category]Limit
 
-	mu   sync.Mutex
-	used map[string]map[category]*usedUp // by hash of the key
-	hour int64                           // all of used is of this hour or the one before
+	mu     sync.Mutex
+	hourAt int64 // when the hour began in which all of used was used, in Unix seconds
+	used   map[usedBy]*usedUp
 }
 
-// usedUp counts in two windows, each named by when it began, in Unix seconds.
-type usedUp struct{ minuteAt, minute, hourAt, hour int64 }
+type usedBy struct {
+	key string // its hash
+	category
+}
+
+type usedUp struct {
+	hour     int64
+	minute   int64
+	minuteAt int64 // when that minute began
+}
 
 func newLimiter(l Limits) *limiter {
 	limits := map[category]Limit{reading: l.ReadLimit, writing: l.WriteLimit, notifying: l.NotificationLimit}
@@ -84,38 +92,22 @@ func newLimiter(l Limits) *limiter {
 			delete(limits, c)
 		}
 	}
-	return &limiter{limits: limits, used: make(map[string]map[category]*usedUp)}
+	return &limiter{limits: limits, used: make(map[usedBy]*usedUp)}
 }
 
-// counter returns what a key has used in the windows of now. The mutex is held.
-func (l *limiter) counter(key string, c category, now int64) *usedUp {
-	minuteAt, hourAt := now-now%60, now-now%3600
-	if hourAt != l.hour { // forget keys that are not used any more
-		for k, of := range l.used {
-			for _, u := range of {
-				if u.hourAt != l.hour {
-					delete(l.used, k)
-					break
-				}
-			}
-		}
-		l.hour = hourAt
+// counter returns what a key has used up in the hour and the minute of now. The mutex is held.
+func (l *limiter) counter(by usedBy, now int64) *usedUp {
+	if hourAt := now - now%3600; hourAt != l.hourAt {
+		l.hourAt = hourAt
+		clear(l.used)
 	}
-	of := l.used[key]
-	if of == nil {
-		of = make(map[category]*usedUp, len(l.limits))
-		l.used[key] = of
-	}
-	u := of[c]
+	u := l.used[by]
 	if u == nil {
 		u = new(usedUp)
-		of[c] = u
+		l.used[by] = u
 	}
-	if u.minuteAt != minuteAt {
+	if minuteAt := now - now%60; minuteAt != u.minuteAt {
 		u.minuteAt, u.minute = minuteAt, 0
-	}
-	if u.hourAt != hourAt {
-		u.hourAt, u.hour = hourAt, 0
 	}
 	return u
 }
@@ -131,7 +123,7 @@ func (l *limiter) take(key string, c category, now time.Time) error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	u := l.counter(key, c, now.Unix())
+	u := l.counter(usedBy{key, c}, now.Unix())
 	if u.minute < int64(limit.Minute) && u.hour < int64(limit.Hour) {
 		u.minute++
 		u.hour++
@@ -141,7 +133,7 @@ func (l *limiter) take(key string, c category, now time.Time) error {
 	if u.hour >= int64(limit.Hour) {
 		window, allowed = "hour", limit.Hour
 	}
-	reset := u.resetAt(limit)
+	reset := l.resetAt(u, limit)
 	p := newProblem(http.StatusTooManyRequests, "rate_limit_exceeded",
 		"This API key has made its %d %s requests of this %s.", allowed, c, window).
 		with("category", string(c)).with("window", window).with("limit", allowed).with("reset_at", reset)
@@ -150,9 +142,9 @@ func (l *limiter) take(key string, c category, now time.Time) error {
 }
 
 // resetAt is when more may be used, in Unix seconds; always later than now.
-func (u *usedUp) resetAt(limit Limit) int64 {
+func (l *limiter) resetAt(u *usedUp, limit Limit) int64 {
 	if u.hour >= int64(limit.Hour) {
-		return u.hourAt + 3600
+		return l.hourAt + 3600
 	}
 	return u.minuteAt + 60
 }
@@ -174,11 +166,11 @@ func (l *limiter) status(key string, now time.Time) map[category]categoryUse {
 	defer l.mu.Unlock()
 	stands := make(map[category]categoryUse, len(l.limits))
 	for c, limit := range l.limits {
-		u := l.counter(key, c, now.Unix())
+		u := l.counter(usedBy{key, c}, now.Unix())
 		minute, hour := int64(limit.Minute), int64(limit.Hour)
 		stands[c] = categoryUse{
 			MinuteUsed: u.minute, MinuteLimit: minute, MinuteRemaining: minute - u.minute,
-			HourUsed: u.hour, HourLimit: hour, HourRemaining: hour - u.hour, ResetAt: u.resetAt(limit),
+			HourUsed: u.hour, HourLimit: hour, HourRemaining: hour - u.hour, ResetAt: l.resetAt(u, limit),
 		}
 	}
 	return stands
