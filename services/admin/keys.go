@@ -167,11 +167,8 @@ func ReadDoor(dir string) (d Door, err error) {
 // openDoor writes the door in one step, readable for nobody else from its first byte on.
 func (a *Admin) openDoor(addr *net.TCPAddr) error {
 	host := addr.IP
-	if host.IsUnspecified() {
-		host = net.IPv6loopback
-		if addr.IP.To4() != nil {
-			host = net.IPv4(127, 0, 0, 1)
-		}
+	if host.IsUnspecified() { // for IPv6, which then takes IPv4 as well
+		host = net.IPv4(127, 0, 0, 1)
 	}
 	data, err := json.Marshal(Door{URL: "http://" + (&net.TCPAddr{IP: host, Port: addr.Port, Zone: addr.Zone}).String(), Token: a.operator})
 	if err != nil {
