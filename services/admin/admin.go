@@ -6,13 +6,16 @@
 package admin
 
 import (
+	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -23,6 +26,7 @@ import (
 
 	"millrace/shared/bucket"
 	"millrace/shared/bus"
+	"millrace/shared/event"
 	"millrace/shared/service"
 	"millrace/shared/store"
 	"millrace/shared/topology"
@@ -53,6 +57,12 @@ type Config struct {
 	PushIssuers []string
 	// PushJWKS is where the issuer publishes its signing keys. Default: Google's.
 	PushJWKS string
+
+	// Limits bound what one API key may ask of this process. Zero: no limits.
+	Limits Limits
+	// Door, when set, is the file that tells `millrace key` beside this server how to get in. It is written, readable for
+	// nobody else, when Run listens, and removed when Run ends.
+	Door string
 }
 
 func (c Config) withDefaults() Config {
@@ -112,10 +122,12 @@ type Sources interface {
 	CheckDir(path string) (clean string, err error)
 }
 
-// Sealer encrypts credentials at rest.
+// Sealer encrypts at rest: credentials, and answers that are kept.
 type Sealer interface {
 	// Seal returns the ciphertext of plaintext, bound to aad.
 	Seal(plaintext []byte, aad string) (string, error)
+	// Open is the inverse of Seal.
+	Open(sealed, aad string) ([]byte, error)
 }
 
 // Deps is what an admin is given from outside. All are required but Ops.
@@ -148,6 +160,9 @@ type Admin struct {
 	runBook     *runBook
 	keys        *keyring
 	push        *pushVerifier // nil: pushes need an API key
+	limiter     *limiter
+	operator    string // what the operator presents; "": there is no door for one
+	answers     *answers
 
 	router  *router
 	api     huma.API
@@ -174,6 +189,14 @@ func New(cfg Config, env service.Env, deps Deps) (*Admin, error) {
 		deps:    deps,
 		metrics: newMetrics(env.Metrics),
 		ledger:  store.NewLedger(env.Bus),
+		limiter: newLimiter(cfg.Limits),
+		answers: &answers{
+			sealer: deps.Sealer, process: cmp.Or(env.Instance, event.NewID("proc")), underWay: make(map[string]chan struct{}),
+		},
+	}
+	a.answers.log, a.answers.metrics = a.log, a.metrics
+	if cfg.Door != "" {
+		a.operator = "op_" + rand.Text()
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), bindTimeout)
 	defer cancel()
@@ -225,8 +248,9 @@ func (a *Admin) bind(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	a.keys = newKeyring(reg)
-	return nil
+	a.keys = newKeyring(reg, a.log)
+	a.answers.reg, err = store.Open[store.Answer](ctx, a.bus, topology.Answers)
+	return err
 }
 
 // Handler answers requests. It works without Run too; then each request looks its key up in the broker.
@@ -267,10 +291,16 @@ func (a *Admin) Run(ctx context.Context) error {
 	}
 	var watching sync.WaitGroup
 	watchCtx, stopWatch := context.WithCancel(context.WithoutCancel(ctx))
-	watching.Go(func() { a.keys.watch(watchCtx, a.log) })
 	watching.Go(func() { a.runBook.follow(watchCtx, a.log) })
+	watching.Go(func() { a.keys.watch(watchCtx) })
 	defer watching.Wait()
 	defer stopWatch()
+	if a.cfg.Door != "" {
+		if err := a.openDoor(l.Addr().(*net.TCPAddr)); err != nil {
+			return errors.Join(err, l.Close())
+		}
+		defer func() { _ = os.Remove(a.cfg.Door) }()
+	}
 
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -42,6 +43,7 @@ type world struct {
 	admin   *admin.Admin
 	sources *sources
 	keys    map[string]string // by scope
+	keeper  *secret.Keeper
 	log     *safeBuffer
 	stop    func() // the broker
 
@@ -52,6 +54,7 @@ type world struct {
 	jobs        *store.Register[store.Job]
 	runs        *store.Register[store.Run]
 	keyring     *store.Register[store.Key]
+	answers     *store.Register[store.Answer]
 	windows     *window.Windows
 	ledger      *store.Ledger
 	documents   *store.Documents
@@ -79,19 +82,21 @@ func newWorld(t testing.TB, change ...func(*admin.Config)) *world {
 	w.connectors, w.indexes = register[store.Connector](w, topology.Connectors), register[store.Index](w, topology.Indexes)
 	w.automations, w.prompts = register[store.Automation](w, topology.Automations), register[store.Prompt](w, topology.Prompts)
 	w.jobs, w.runs = register[store.Job](w, topology.JobRecords), register[store.Run](w, topology.RunRecords)
-	w.keyring = register[store.Key](w, topology.Keys)
+	w.keyring, w.answers = register[store.Key](w, topology.Keys), register[store.Answer](w, topology.Answers)
 	w.windows, err = window.Bind(t.Context(), w.bus)
 	must(t, err)
 	w.ledger = store.NewLedger(w.bus)
 	w.documents, err = store.OpenDocuments(t.Context(), w.bus)
 	must(t, err)
 
+	w.keeper, err = secret.Load(filepath.Join(t.TempDir(), "secrets.key"), true)
+	must(t, err)
 	cfg := admin.Config{Addr: "127.0.0.1:0", ExtraIntervals: []string{"2s"}, Executor: "nats"}
 	for _, c := range change {
 		c(&cfg)
 	}
 	w.admin, err = admin.New(cfg, w.env, admin.Deps{
-		Sources: w.sources, Sealer: sealer{},
+		Sources: w.sources, Sealer: w.keeper,
 		Ops: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(rw, "ops "+r.URL.Path) }),
 	})
 	must(t, err)
@@ -133,18 +138,22 @@ func (b *safeBuffer) String() string {
 	return b.b.String()
 }
 
-type sealer struct{}
-
-func (sealer) Seal(plain []byte, aad string) (string, error) {
-	return fmt.Sprintf("sealed:%s:%d", aad, len(plain)), nil
-}
-
 // sources is storage in memory: objects by connector id, or one error for everything.
 type sources struct {
 	mu      sync.Mutex
 	objects map[string][]bucket.Object
 	err     error
 	panics  bool
+	blocked func() // what Open waits for
+}
+
+// block makes the next Open wait for release; busy tells when it does.
+func (s *sources) block() (busy <-chan struct{}, release func()) {
+	reached, released := make(chan struct{}), make(chan struct{})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.blocked = func() { close(reached); <-released }
+	return reached, func() { close(released) }
 }
 
 func (s *sources) set(connector string, err error, objects ...bucket.Object) {
@@ -154,6 +163,13 @@ func (s *sources) set(connector string, err error, objects ...bucket.Object) {
 }
 
 func (s *sources) Open(_ context.Context, c store.Connector) (bucket.Source, error) {
+	s.mu.Lock()
+	wait := s.blocked
+	s.blocked = nil
+	s.mu.Unlock()
+	if wait != nil {
+		wait()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.panics {
@@ -445,7 +461,7 @@ func TestRun(t *testing.T) {
 
 	// A second one cannot have the same address.
 	other, err := admin.New(admin.Config{Addr: w.admin.Addr()}, service.Env{Bus: w.bus, Log: w.env.Log},
-		admin.Deps{Sources: w.sources, Sealer: sealer{}})
+		admin.Deps{Sources: w.sources, Sealer: w.keeper})
 	must(t, err)
 	if err := other.Run(t.Context()); err == nil || !strings.Contains(err.Error(), w.admin.Addr()) || !strings.Contains(err.Error(), "--http") {
 		t.Errorf("port in use: %v", err)

@@ -40,6 +40,7 @@ type route struct {
 	raw     int64         // the body is not JSON, and at most so many bytes; 0: JSON of at most Config.MaxBody
 	content *huma.RequestBody
 	auth    func(*http.Request) error // in place of authorize; scope is then for the document
+	repeats bool                      // the handler itself answers repetitions of an idempotency key, see operationOf
 }
 
 // requestTimeout bounds what a request may take. Clients wait 60 seconds and more; a store that is full answers
@@ -101,12 +102,10 @@ func (a *Admin) routes() http.Handler {
 	a.deletionRoutes()
 	a.workflowRoutes()
 	a.notificationRoutes()
-	register(a, route{
-		method: "GET", path: "/auth/validate", scope: anyKey, status: http.StatusNoContent, tag: "Auth",
-		summary: "Check a key", about: "204 for any active key, whatever its scopes.",
-	}, func(context.Context, *none) (*struct{}, error) { return nil, nil })
-
+	a.accountRoutes()
+	a.keyRoutes()
 	a.outsideRoutes()
+
 	a.router.HandleFunc("GET /openapi.json", a.serveOpenAPI())
 	if a.deps.Ops != nil {
 		for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
@@ -207,11 +206,19 @@ func register[I, O any](a *Admin, rt route, handle func(context.Context, *I) (*O
 		if err == nil && (hasBody || hasRaw) {
 			err = a.readBody(w, r, rt)
 		}
-		if err != nil {
-			a.fail(w, r, err)
-			return
+		var op operation
+		keyed := false
+		if err == nil {
+			op, keyed, err = operationIn(r, rt, hasBody || hasRaw)
 		}
-		next(ctx)
+		switch {
+		case err != nil:
+			a.fail(w, r, err)
+		case keyed:
+			a.once(ctx, op, rt, next)
+		default:
+			next(ctx)
+		}
 	}}
 	timeout := rt.timeout
 	if timeout == 0 {
@@ -346,11 +353,19 @@ func (a *Admin) serveOpenAPI() http.HandlerFunc {
 	}
 }
 
-type requestIDKey struct{}
+// asked is what is known of a request while it is answered.
+type asked struct {
+	id  string
+	key string // hash of the API key, once that has been found good
+}
+
+type askedKey struct{}
 
 func requestID(ctx context.Context) string {
-	id, _ := ctx.Value(requestIDKey{}).(string)
-	return id
+	if asked, ok := ctx.Value(askedKey{}).(*asked); ok {
+		return asked.id
+	}
+	return ""
 }
 
 // observed gives each request an id, catches panics, and counts and logs the answer.
@@ -358,7 +373,7 @@ func (a *Admin) observed(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
 		id := event.NewID("req")
-		r = r.WithContext(context.WithValue(r.Context(), requestIDKey{}, id))
+		r = r.WithContext(context.WithValue(r.Context(), askedKey{}, &asked{id: id}))
 		rec := &recorder{ResponseWriter: w}
 		rec.Header().Set("X-Request-ID", id)
 		rec.Header().Set("X-Content-Type-Options", "nosniff")

@@ -45,10 +45,10 @@ func TestGCSForm(t *testing.T) {
 	}
 	stored, _, err := w.connectors.Get(t.Context(), a.str("connector_id"))
 	must(t, err)
-	if stored.Credentials != "sealed:"+stored.ID+"/credentials:65536" || admin.CredentialsAAD("c") != "c/credentials" {
-		t.Errorf("sealed as %q", stored.Credentials)
+	if opened, err := w.keeper.Open(stored.Credentials, stored.ID+"/credentials"); err != nil || len(opened) != 65536 || admin.CredentialsAAD("c") != "c/credentials" {
+		t.Errorf("sealed as %.100q: %v", stored.Credentials, err)
 	}
-	if strings.Contains(string(a.raw), "PLANTED") || strings.Contains(string(a.raw), "sealed") {
+	if strings.Contains(string(a.raw), "PLANTED") || strings.Contains(string(a.raw), stored.Credentials) {
 		t.Errorf("credentials in the answer: %s", a.raw)
 	}
 	send(padded(65537), gcsParts...).refused(422, "connector_credentials_too_large", "65536")

@@ -128,7 +128,7 @@ func (a *Admin) createDir(ctx context.Context, in *newDirConnector) (*body[conne
 		return nil, invalid("path", "%s", err)
 	}
 	return a.createConnector(ctx, store.Connector{
-		ID: event.NewID("conn"), Name: in.Body.Name, Provider: "dir", Path: clean,
+		ID: newID(ctx, "conn"), Name: in.Body.Name, Provider: "dir", Path: clean,
 		Scopes: scopesOr(in.Body.Scopes), ImportMode: event.ImportMode(in.Body.ImportMode), ExportBasePath: in.Body.ExportBasePath,
 	})
 }
@@ -139,7 +139,8 @@ func (a *Admin) createConnector(ctx context.Context, c store.Connector) (*body[c
 	c.Status = connectorActive
 	c.CreatedAt = time.Now().UTC()
 	c.UpdatedAt = c.CreatedAt
-	if err := a.connectors.Put(ctx, c.ID, c); err != nil {
+	c, err := create(ctx, a.connectors, c.ID, c)
+	if err != nil {
 		return nil, err
 	}
 	return &body[connector]{viewConnector(c)}, nil

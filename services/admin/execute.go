@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -134,7 +135,7 @@ func (a *Admin) plan(ctx context.Context, asked *store.Prompt, e execution) (pla
 			return planned{}, err
 		}
 	}
-	out, err := a.draft(*asked, p, event.RunWanted{Index: index})
+	out, err := a.draft(ctx, *asked, p, event.RunWanted{Index: index})
 	if err != nil {
 		return out, err
 	}
@@ -145,12 +146,12 @@ func (a *Admin) plan(ctx context.Context, asked *store.Prompt, e execution) (pla
 }
 
 // draft begins a run.
-func (a *Admin) draft(asked store.Prompt, settings any, w event.RunWanted) (planned, error) {
+func (a *Admin) draft(ctx context.Context, asked store.Prompt, settings any, w event.RunWanted) (planned, error) {
 	var err error
 	if w.Preset, err = json.Marshal(settings); err != nil {
 		return planned{}, err
 	}
-	w.Run, w.RequestedAt = event.NewID("run"), time.Now().UTC()
+	w.Run, w.RequestedAt = newID(ctx, "run"), time.Now().UTC()
 	return planned{prompt: asked, request: w, record: store.Run{
 		ID: w.Run, Job: w.Job, Index: w.Index, Prompt: asked.ID, PromptName: asked.Name, Preset: w.Preset,
 		Status: store.RunPending, Tallies: make(map[string]store.Tally), CreatedAt: w.RequestedAt,
@@ -217,6 +218,15 @@ func (a *Admin) executeRun(ctx context.Context, in *executeRun) (*body[promptRun
 // start asks for the run first and records it second: a record without a request would stay pending for ever, while a
 // request without a record gets one from whoever makes the run.
 func (a *Admin) start(ctx context.Context, p planned) (*body[promptRun], error) {
+	if _, repeatable := operationOf(ctx); repeatable {
+		switch made, _, err := a.runs.Get(ctx, p.request.Run); {
+		case err == nil: // this request asked for it before
+			v, err := a.viewRun(ctx, made, maxRunMedia)
+			return &body[promptRun]{v}, err
+		case !errors.Is(err, store.ErrNotFound):
+			return nil, err
+		}
+	}
 	reports, err := a.bus.State(ctx, topology.Reports) // before anything can be reported about it
 	if err != nil {
 		return nil, err
@@ -292,7 +302,7 @@ func (a *Admin) rerunJob(ctx context.Context, in *rerunJob) (*body[promptRun], e
 	case job.Report == "":
 		return nil, refused("has ended, and what it imported is being put together; try again in a moment")
 	}
-	p, err := a.draft(asked, resolved, event.RunWanted{Job: job.ID, Index: job.Index})
+	p, err := a.draft(ctx, asked, resolved, event.RunWanted{Job: job.ID, Index: job.Index})
 	if err != nil {
 		return nil, err
 	}

@@ -68,7 +68,7 @@ func (a *Admin) createGCS(ctx context.Context, in *newGCSConnector) (*body[conne
 		return nil, err
 	}
 	c := store.Connector{
-		ID: event.NewID("conn"), Provider: "gcs",
+		ID: newID(ctx, "conn"), Provider: "gcs",
 		Name: form.text("name"), Bucket: form.text("bucket"), Project: form.text("gcp_project_id"),
 		Scopes: scopesOr(form.values["scopes"]), ImportMode: event.ImportMode(form.text("import_mode")),
 		ExportBasePath: form.text("export_base_path"), EndpointURL: form.text("endpoint_url"), Subscription: form.text("subscription"),

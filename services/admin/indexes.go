@@ -8,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"millrace/shared/event"
 	"millrace/shared/store"
 )
 
@@ -59,8 +58,9 @@ func (a *Admin) indexRoutes() {
 }
 
 func (a *Admin) createIndex(ctx context.Context, in *newIndex) (*body[index], error) {
-	x := store.Index{ID: event.NewID("idx"), Name: in.Body.Name, CreatedAt: time.Now().UTC()}
-	if err := a.indexes.Put(ctx, x.ID, x); err != nil {
+	x := store.Index{ID: newID(ctx, "idx"), Name: in.Body.Name, CreatedAt: time.Now().UTC()}
+	x, err := create(ctx, a.indexes, x.ID, x)
+	if err != nil {
 		return nil, err
 	}
 	return &body[index]{viewIndex(x)}, nil

@@ -128,10 +128,19 @@ func (a *Admin) createJob(ctx context.Context, in *newJob) (*body[importJob], er
 		return nil, err
 	}
 	job := store.Job{
-		ID: event.NewID("job"), Index: b.Index, Connector: b.Connector, Origin: store.Manual, Lane: event.Bulk,
+		ID: newID(ctx, "job"), Index: b.Index, Connector: b.Connector, Origin: store.Manual, Lane: event.Bulk,
 		Prefix: b.SourcePrefix, Pattern: cmp.Or(b.FilePattern, "*"), Recursive: value(b.Recursive, true),
 		Mode:   cmp.Or(event.ImportMode(b.ModeOverride), c.ImportMode, event.All),
 		Status: store.JobPending, CreatedAt: time.Now().UTC(),
+	}
+	if _, repeatable := operationOf(ctx); repeatable {
+		// A job that this request recorded before was asked for before. To ask again might plan it again.
+		switch made, _, err := a.jobs.Get(ctx, job.ID); {
+		case err == nil:
+			return &body[importJob]{viewJob(made)}, nil
+		case !errors.Is(err, store.ErrNotFound):
+			return nil, err
+		}
 	}
 	if err := a.requestJob(ctx, job); err != nil {
 		return nil, err
@@ -290,16 +299,19 @@ func (a *Admin) cancelJob(ctx context.Context, in *jobPath) (*body[importJob], e
 		return nil, notFound("import_job", in.ID)
 	}
 	now := time.Now().UTC()
+	op, _ := operationOf(ctx)
 	j, _, err := a.jobs.Modify(ctx, in.ID, func(j *store.Job) error {
 		switch {
 		case j.ID == "":
 			return notFound("import_job", in.ID)
+		case op.id != "" && j.CancelledBy == op.id: // and died before it could answer
+			return store.ErrUnchanged
 		case j.Status.Terminal():
 			return newProblem(http.StatusBadRequest, "import_job_not_cancellable",
 				"The import job %s is %s; only a pending, scanning or importing one can be cancelled.", in.ID, j.Status).
 				with("job_id", in.ID).with("status", string(j.Status))
 		}
-		j.Status, j.EndedAt, j.Progress.Current = store.JobCancelled, now, ""
+		j.Status, j.EndedAt, j.Progress.Current, j.CancelledBy = store.JobCancelled, now, "", op.id
 		return nil
 	})
 	if err != nil {

@@ -12,6 +12,7 @@ type metrics struct {
 	requests *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
 	refused  *prometheus.CounterVec
+	repeated *prometheus.CounterVec
 }
 
 // Why a credential was refused.
@@ -19,6 +20,14 @@ const (
 	refusedKey   = "key"   // none, or an unknown one
 	refusedScope = "scope" // a good one that does not allow this
 	refusedPush  = "push"  // a push token that does not verify
+	refusedRate  = "rate"  // a good one that was used too often
+)
+
+// What became of a request whose idempotency key was known.
+const (
+	repeatReplayed   = "replayed"
+	repeatMismatch   = "mismatch"
+	repeatInProgress = "in_progress"
 )
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -33,12 +42,18 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "admin_refused_credentials_total", Help: "Requests refused for their credential.",
 		}, []string{"reason"}),
+		repeated: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "admin_repeated_requests_total", Help: "Requests whose idempotency key was known.",
+		}, []string{"outcome"}),
 	}
-	for _, r := range []string{refusedKey, refusedScope, refusedPush} {
+	for _, r := range []string{refusedKey, refusedScope, refusedPush, refusedRate} {
 		m.refused.WithLabelValues(r)
 	}
+	for _, o := range []string{repeatReplayed, repeatMismatch, repeatInProgress} {
+		m.repeated.WithLabelValues(o)
+	}
 	if reg != nil {
-		reg.MustRegister(m.requests, m.seconds, m.refused)
+		reg.MustRegister(m.requests, m.seconds, m.refused, m.repeated)
 	}
 	return m
 }

@@ -43,7 +43,7 @@ func (a *Admin) takeNotification(ctx context.Context, in *pushedNotification) (*
 func (a *Admin) authorizePush(r *http.Request) error {
 	token := bearer(r)
 	if a.push == nil || r.Header.Get("X-API-Key") != "" || strings.Count(token, ".") != 2 {
-		return a.authorize(r, write)
+		return a.authorizeAs(r, write, notifying)
 	}
 	if err := a.push.verify(r.Context(), token); err != nil {
 		a.metrics.refused.WithLabelValues(refusedPush).Inc()

@@ -87,6 +87,8 @@ func notFound(thing, id string) *problemError {
 		member = "job_id"
 	case "prompt_run":
 		member = "run_id"
+	case "api_key":
+		member = "key_id"
 	case "import_automation":
 		member = "index_id"
 	}

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"time"
 
-	"millrace/shared/event"
 	"millrace/shared/store"
 )
 
@@ -106,10 +105,10 @@ func (a *Admin) createPrompt(ctx context.Context, in *newPrompt) (*body[prompt],
 		return nil, err
 	}
 	p := store.Prompt{
-		ID: event.NewID("prm"), Name: b.Name, Description: b.Description, Text: b.Text, JSONSchema: b.JSONSchema,
+		ID: newID(ctx, "prm"), Name: b.Name, Description: b.Description, Text: b.Text, JSONSchema: b.JSONSchema,
 		Extra: extra, Active: true, CreatedAt: time.Now().UTC(),
 	}
-	if err := a.prompts.Put(ctx, p.ID, p); err != nil {
+	if p, err = create(ctx, a.prompts, p.ID, p); err != nil {
 		return nil, err
 	}
 	v, err := viewPrompt(p)

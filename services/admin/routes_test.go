@@ -3,13 +3,18 @@ package admin_test
 import (
 	"bytes"
 	"encoding/json"
+	"maps"
 	"mime/multipart"
 	"net/http"
 	"net/http/httptest"
 	"net/textproto"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
+
+	"millrace/shared/event"
+	"millrace/shared/store"
 )
 
 // probe is what the tables know of one operation. Paths are below the base; {…} in unknown are ids that nothing has.
@@ -23,6 +28,11 @@ type probe struct {
 	emptyOK bool // a request without a body will do
 	wrong   []obj
 	read    string // model of the answer
+	// fresh makes something on which the operation succeeds, where it does not on the fixture or not twice, and returns
+	// the path.
+	fresh   func(w *world, f fixture) string
+	freshOK int
+	never   bool // it has no success on this server
 }
 
 const gone = "nothing_1"
@@ -83,7 +93,14 @@ func probes() map[string]probe {
 	jobBody := func(f fixture) any { return obj{"connector_id": f.connector, "index_id": f.index} }
 	automation := func(f fixture) string { return "/indexes/" + f.index + "/automations/import" }
 	return map[string]probe{
-		"GET /auth/validate": {scope: "none", path: at("/auth/validate"), ok: 204},
+		"GET /auth/validate":       {scope: "none", path: at("/auth/validate"), ok: 204},
+		"GET /rate-limit/status":   {scope: "none", path: at("/rate-limit/status"), ok: 200, read: "rate limits"},
+		"POST /rate-limit/refresh": {scope: "none", path: at("/rate-limit/refresh"), ok: 200, emptyOK: true, read: "rate limits"},
+		"GET /usage":               {scope: "read", path: at("/usage"), ok: 200, read: "usage"},
+		"GET /usage/history":       {scope: "read", path: at("/usage/history?limit=5"), ok: 200, read: "usage history"},
+		"GET /usage/details":       {scope: "read", path: at("/usage/details?metric_type=x"), ok: 200, read: "usage details"},
+		"GET /usage/breakdown":     {scope: "read", path: at("/usage/breakdown"), ok: 200, read: "usage breakdown"},
+		"GET /usage/metric-types":  {scope: "public", path: at("/usage/metric-types"), ok: 200},
 		"POST /connectors/dir": {scope: "write", path: at("/connectors/dir"), ok: 201, read: "connector",
 			body:  func(fixture) any { return obj{"name": "n", "path": "/allowed/x", "scopes": nil, "import_mode": nil} },
 			wrong: []obj{{"name": 5, "path": "/allowed"}, {"name": "", "path": "/allowed"}, {"name": "n", "path": "/allowed", "scopes": "import"}, {"name": "n", "path": "/allowed", "scopes": []string{"x"}}, {"name": "n", "path": "/allowed", "import_mode": "x"}, {"path": "/allowed"}, {"name": "n"}, {"name": "n", "path": "/etc"}}},
@@ -110,12 +127,15 @@ func probes() map[string]probe {
 				return obj{"name": "abc", "prompt_text": "0123456789", "json_schema": obj{"type": "object"}, "video_level": nil, "execution_config": obj{"x": 1}}
 			},
 			wrong: []obj{{"name": "ab", "prompt_text": "0123456789", "json_schema": obj{"type": "object"}}, {"name": "abc", "prompt_text": "short", "json_schema": obj{"type": "object"}}, {"name": "abc", "prompt_text": "0123456789", "json_schema": obj{"type": "array"}}, {"name": "abc", "prompt_text": "0123456789", "json_schema": "x"}, {"name": "abc", "prompt_text": "0123456789"}, {"name": "abc", "prompt_text": "0123456789", "json_schema": obj{"type": "object"}, "selection_filter": 1}, {"name": "abc", "prompt_text": "0123456789", "json_schema": obj{"type": "object"}, "video_level": obj{}}}},
-		"GET /prompts":                        {scope: "read", path: at("/prompts?active_only=true"), ok: 200, read: "prompts"},
-		"GET /prompts/{prompt_id}":            {scope: "read", path: func(f fixture) string { return "/prompts/" + f.prompt }, unknown: []string{"/prompts/" + gone}, ok: 200, read: "prompt"},
-		"POST /import-jobs":                   {scope: "write", path: at("/import-jobs"), ok: 202, body: jobBody, read: "job", wrong: []obj{{"connector_id": 1, "index_id": "i"}, {"connector_id": "c"}, {"index_id": "i"}, {"connector_id": "c", "index_id": "i", "file_pattern": "[a"}, {"connector_id": "c", "index_id": "i", "import_mode_override": "some"}, {"connector_id": "c", "index_id": "i", "recursive": 2}}},
-		"GET /import-jobs":                    {scope: "read", path: at("/import-jobs?status=COMPLETED&automation_only=true&limit=200"), ok: 200, read: "[job"},
-		"GET /import-jobs/{job_id}":           {scope: "read", path: func(f fixture) string { return "/import-jobs/" + f.job }, unknown: []string{"/import-jobs/" + gone}, ok: 200, read: "job"},
-		"POST /import-jobs/{job_id}/cancel":   {scope: "write", path: func(f fixture) string { return "/import-jobs/" + f.job + "/cancel" }, unknown: []string{"/import-jobs/" + gone + "/cancel", "/import-jobs/%2A/cancel"}, ok: 400, emptyOK: true},
+		"GET /prompts":              {scope: "read", path: at("/prompts?active_only=true"), ok: 200, read: "prompts"},
+		"GET /prompts/{prompt_id}":  {scope: "read", path: func(f fixture) string { return "/prompts/" + f.prompt }, unknown: []string{"/prompts/" + gone}, ok: 200, read: "prompt"},
+		"POST /import-jobs":         {scope: "write", path: at("/import-jobs"), ok: 202, body: jobBody, read: "job", wrong: []obj{{"connector_id": 1, "index_id": "i"}, {"connector_id": "c"}, {"index_id": "i"}, {"connector_id": "c", "index_id": "i", "file_pattern": "[a"}, {"connector_id": "c", "index_id": "i", "import_mode_override": "some"}, {"connector_id": "c", "index_id": "i", "recursive": 2}}},
+		"GET /import-jobs":          {scope: "read", path: at("/import-jobs?status=COMPLETED&automation_only=true&limit=200"), ok: 200, read: "[job"},
+		"GET /import-jobs/{job_id}": {scope: "read", path: func(f fixture) string { return "/import-jobs/" + f.job }, unknown: []string{"/import-jobs/" + gone}, ok: 200, read: "job"},
+		"POST /import-jobs/{job_id}/cancel": {scope: "write", path: func(f fixture) string { return "/import-jobs/" + f.job + "/cancel" }, unknown: []string{"/import-jobs/" + gone + "/cancel", "/import-jobs/%2A/cancel"}, ok: 400, emptyOK: true,
+			fresh: func(w *world, f fixture) string {
+				return "/import-jobs/" + w.do("POST", "/import-jobs", jobBody(f)).want(202).str("job_id") + "/cancel"
+			}, freshOK: 200},
 		"GET /prompt-runs":                    {scope: "read", path: at("/prompt-runs?limit=1"), ok: 200, read: "[run"},
 		"GET /prompt-runs/{run_id}":           {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run }, unknown: []string{"/prompt-runs/" + gone}, ok: 200, read: "run"},
 		"GET /prompt-runs/{run_id}/results":   {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run + "/results?video_id=" + f.video }, unknown: []string{"/prompt-runs/" + gone + "/results?video_id=vid_x"}, ok: 200, read: "page result"},
@@ -130,7 +150,7 @@ func probes() map[string]probe {
 		"POST /videos/batch/status":           {scope: "read", path: at("/videos/batch/status"), ok: 200, read: "[video status", body: func(f fixture) any { return obj{"video_ids": []string{f.video, "x"}} }, wrong: badBatches(100)},
 		"POST /videos/batch/segments": {scope: "read", path: at("/videos/batch/segments"), ok: 200, read: "[video segments", body: func(f fixture) any { return obj{"video_ids": []string{f.video, "x"}, "targets": nil} },
 			wrong: append(badBatches(50), obj{"video_ids": []string{"x"}, "targets": []obj{{"video_id": "x"}}}, obj{"targets": []obj{{"run_id": "x"}}}, obj{"targets": []string{"x"}})},
-		"POST /videos/signed-url": {scope: "read", path: at("/videos/signed-url"), ok: 422, body: func(fixture) any { return obj{"gcs_uri": "gs://b/k"} }, wrong: []obj{{"gcs_uri": 1}, {"gcs_uri": "x", "force_refresh": "x"}}},
+		"POST /videos/signed-url": {scope: "read", path: at("/videos/signed-url"), ok: 422, never: true, body: func(fixture) any { return obj{"gcs_uri": "gs://b/k"} }, wrong: []obj{{"gcs_uri": 1}, {"gcs_uri": "x", "force_refresh": "x"}}},
 		"GET /playground/videos":  {scope: "read", path: at("/playground/videos?limit=3"), ok: 200, read: "page"},
 		"PUT /prompts/{prompt_id}": {scope: "write", path: func(f fixture) string { return "/prompts/" + f.prompt }, unknown: []string{"/prompts/" + gone, "/prompts/*"}, ok: 200, emptyOK: true, read: "prompt",
 			body: func(fixture) any {
@@ -138,21 +158,24 @@ func probes() map[string]probe {
 			},
 			wrong: []obj{{"name": "ab"}, {"name": 1}, {"prompt_text": "short"}, {"json_schema": obj{"type": "array"}}, {"json_schema": "x"}, {"description": strings.Repeat("x", 501)}, {"video_level": obj{}}, {"execution_config": []int{1}}, {"clear_video_level": "yes"}}},
 		"DELETE /prompts/{prompt_id}":    {scope: "admin", path: func(f fixture) string { return "/prompts/" + f.doomedPrompt }, unknown: []string{"/prompts/" + gone, "/prompts/*"}, ok: 200, read: "message"},
-		"GET /prompts/{prompt_id}/usage": {scope: "read", path: func(f fixture) string { return "/prompts/" + f.prompt + "/usage" }, unknown: []string{"/prompts/" + gone + "/usage"}, ok: 200, read: "usage"},
+		"GET /prompts/{prompt_id}/usage": {scope: "read", path: func(f fixture) string { return "/prompts/" + f.prompt + "/usage" }, unknown: []string{"/prompts/" + gone + "/usage"}, ok: 200, read: "prompt usage"},
 		"POST /prompts/test-schema": {scope: "write", path: at("/prompts/test-schema"), ok: 200, read: "schema test", body: func(fixture) any { return obj{"json_schema": obj{"type": "object"}, "sample_data": obj{}} },
 			wrong: []obj{{"json_schema": "x", "sample_data": 1}, {"json_schema": obj{}}, {"sample_data": 1}}},
 		"POST /import-jobs/{job_id}/prompt-run": {scope: "write", path: func(f fixture) string { return "/import-jobs/" + f.job + "/prompt-run" }, unknown: []string{"/import-jobs/" + gone + "/prompt-run", "/import-jobs/*/prompt-run"}, ok: 202, read: "run",
 			body: func(f fixture) any { return obj{"prompt_preset": obj{"prompt_id": f.prompt}} }, wrong: []obj{{"prompt_preset": "x"}, {"prompt_preset": obj{}}, {"prompt_preset": obj{"prompt_id": "x", "enable_transcription": 1}}}},
-		"POST /prompt-runs/execute":         {scope: "write", path: at("/prompt-runs/execute"), ok: 202, read: "run", body: runBody, wrong: badRuns},
-		"POST /prompt-runs/estimate":        {scope: "read", path: at("/prompt-runs/estimate"), ok: 200, read: "estimate", body: runBody, wrong: badRuns},
-		"POST /prompt-runs/{run_id}/cancel": {scope: "write", path: func(f fixture) string { return "/prompt-runs/" + f.run + "/cancel" }, unknown: []string{"/prompt-runs/" + gone + "/cancel", "/prompt-runs/%2A/cancel"}, ok: 400, emptyOK: true},
+		"POST /prompt-runs/execute":  {scope: "write", path: at("/prompt-runs/execute"), ok: 202, read: "run", body: runBody, wrong: badRuns},
+		"POST /prompt-runs/estimate": {scope: "read", path: at("/prompt-runs/estimate"), ok: 200, read: "estimate", body: runBody, wrong: badRuns},
+		"POST /prompt-runs/{run_id}/cancel": {scope: "write", path: func(f fixture) string { return "/prompt-runs/" + f.run + "/cancel" }, unknown: []string{"/prompt-runs/" + gone + "/cancel", "/prompt-runs/%2A/cancel"}, ok: 400, emptyOK: true,
+			fresh: func(w *world, f fixture) string {
+				return "/prompt-runs/" + w.do("POST", "/prompt-runs/execute", runBody(f)).want(202).str("run_id") + "/cancel"
+			}, freshOK: 200},
 		"GET /prompt-runs/{run_id}/videos/{video_id}/video-result": {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run + "/videos/" + f.video + "/video-result" },
 			unknown: []string{"/prompt-runs/" + gone + noVideo + "/video-result"}, ok: 200, read: "video result"},
 		"GET /prompt-runs/{run_id}/failed-segments": {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run + "/failed-segments" }, unknown: []string{"/prompt-runs/" + gone + "/failed-segments"}, ok: 200, read: "failures"},
 		"POST /prompt-runs/{run_id}/videos/{video_id}/segments/{segment_id}/retry": {scope: "write", path: func(f fixture) string {
 			return "/prompt-runs/" + f.run + "/videos/" + f.video + "/segments/seg_1/retry"
 		},
-			unknown: []string{"/prompt-runs/" + gone + noVideo + "/segments/seg_1/retry"}, ok: 400, emptyOK: true},
+			unknown: []string{"/prompt-runs/" + gone + noVideo + "/segments/seg_1/retry"}, ok: 400, emptyOK: true, never: true},
 		"GET /prompt-runs/{run_id}/videos/{video_id}/segments/{segment_id}/retries/{retry_id}": {scope: "read", path: func(f fixture) string {
 			return "/prompt-runs/" + f.run + "/videos/" + f.video + "/segments/seg_1/retries/r"
 		},
@@ -195,6 +218,125 @@ func eachOperation(t *testing.T, w *world, f func(t *testing.T, name string, p p
 	}
 }
 
+// repeated holds an operation against the rules of idempotency keys (contract §5).
+func (p probe) repeated(w *world, name string, f fixture) {
+	t := w.t
+	t.Helper()
+	method, _, _ := strings.Cut(name, " ")
+	path, ok := p.path(f), p.ok
+	send := func(path, key, idempotency string, change obj) answer {
+		t.Helper()
+		with := request{key: key, header: map[string]string{"Idempotency-Key": idempotency}}
+		if p.multi {
+			raw, ct := gcsForm(t, account(change), gcsParts...)
+			with.raw, with.header["Content-Type"] = raw, ct
+		}
+		if p.body == nil {
+			return w.do(method, path, nil, with)
+		}
+		body := p.body(f).(obj)
+		maps.Copy(body, change)
+		return w.do(method, path, body, with)
+	}
+	replayed := func(a answer) bool { return a.header.Get("Idempotent-Replayed") != "" }
+	if method == "GET" || method == "DELETE" {
+		if p.fresh == nil { // the key means nothing here
+			send(path, "", "key-1:a", nil)
+			if replayed(send(path, "", "key-1:a", nil)) {
+				t.Errorf("%s: a kept answer", name)
+			}
+		}
+		return
+	}
+	if p.fresh != nil {
+		path, ok = p.fresh(w, f), p.freshOK
+	}
+	if p.never {
+		return
+	}
+	if ok >= 300 {
+		t.Fatalf("%s: the probe never succeeds: give it fresh", name)
+	}
+	again := func() string { // a path on which it has not succeeded yet
+		if p.fresh != nil {
+			return p.fresh(w, f)
+		}
+		return path
+	}
+	same := func(what string, x, y answer) {
+		t.Helper()
+		if x.status != y.status || !bytes.Equal(x.raw, y.raw) {
+			t.Errorf("%s: %d %s, then %d %s", what, x.status, x.raw, y.status, y.raw)
+		}
+	}
+
+	// Replay, and conflict.
+	first := send(path, "", " key-1:a ", nil).want(ok)
+	second := send(path, "", "key-1:a", nil)
+	same("replay", first, second)
+	if replayed(first) || !replayed(second) || first.header.Get("X-Request-Id") == second.header.Get("X-Request-Id") {
+		t.Errorf("replay: %v, then %v", first.header, second.header)
+	}
+	separator := "?"
+	if strings.Contains(path, "?") {
+		separator = "&"
+	}
+	send(path+separator+"other=1", "", "key-1:a", nil).refused(409, "idempotency_request_mismatch")
+	if p.body != nil || p.multi {
+		send(path, "", "key-1:a", obj{"other": 1}).refused(409, "idempotency_request_mismatch")
+	}
+	send(path, "-", "key-1:a", nil).refused(401, "authentication_invalid_api_key") // before any replay
+	if p.scope != "none" {
+		send(path, w.keys["none"], "key-1:a", nil).refused(403, "authorization_insufficient_scope")
+	}
+
+	// Only success is kept.
+	path = again()
+	for _, wrong := range p.wrong {
+		w.do(method, path, wrong, request{header: map[string]string{"Idempotency-Key": "key-2"}}).want(422)
+	}
+	if a := send(path, "", "key-2", nil).want(ok); replayed(a) {
+		t.Errorf("%s: a refusal was kept", name)
+	}
+
+	// Two at once.
+	path = again()
+	var both [2]answer
+	var wg sync.WaitGroup
+	for i := range both {
+		wg.Go(func() { both[i] = send(path, "", "key-3", nil) })
+	}
+	wg.Wait()
+	both[0].want(ok)
+	same("two at once", both[0], both[1])
+	if replayed(both[0]) == replayed(both[1]) {
+		t.Errorf("%s: two at once: both had an effect", name)
+	}
+
+	// The process dies between the effect and the answer.
+	path = again()
+	before := send(path, "", "key-4", nil).want(ok)
+	plain, _, _ := strings.Cut(path, "?")
+	_, _, err := w.answers.Modify(t.Context(), event.DerivedID("op", "usr_1", method, base+plain, "key-4"), func(a *store.Answer) error {
+		if a.Status != ok {
+			t.Errorf("%s: kept %+v", name, a)
+		}
+		*a = store.Answer{Request: a.Request, Process: "test", Attempt: "dead"}
+		return nil
+	})
+	must(t, err)
+	after := send(path, "", "key-4", nil).want(ok)
+	made, _ := before.body.(map[string]any)
+	for member, value := range made {
+		if strings.HasSuffix(member, "_id") && after.at(member) != value {
+			t.Errorf("%s: %s was %v, and after a crash %v", name, member, value, after.at(member))
+		}
+	}
+	if replayed(after) {
+		t.Errorf("%s: an answer that was never kept", name)
+	}
+}
+
 func (p probe) send(w *world, name, path string, f fixture, with request) answer {
 	method, _, _ := strings.Cut(name, " ")
 	if p.multi {
@@ -216,6 +358,11 @@ func TestEveryRoute(t *testing.T) {
 	eachOperation(t, w, func(t *testing.T, name string, p probe) {
 		method, _, _ := strings.Cut(name, " ")
 		path := p.path(f)
+		p.repeated(w, name, f)
+		if p.scope == "public" {
+			p.send(w, name, path, f, request{key: "-"}).want(p.ok)
+			return
+		}
 		p.send(w, name, path, f, request{key: "-"}).refused(401, "authentication_invalid_api_key")
 		p.send(w, name, path, f, request{key: "sk_live_wrong"}).refused(401, "authentication_invalid_api_key")
 		allowed := false
@@ -305,11 +452,17 @@ type model struct {
 func words(s string) []string { return strings.Fields(s) }
 
 var models = map[string]model{
-	"message":   {required: words("message")},
-	"test":      {required: words("success")},
-	"connector": {required: words("connector_id name provider status scopes import_mode"), arrays: words("scopes")},
-	"file":      {required: words("path name size_bytes last_modified extension")},
-	"index":     {required: words("index_id name user_id created_at is_default")},
+	"message":         {required: words("message")},
+	"test":            {required: words("success")},
+	"connector":       {required: words("connector_id name provider status scopes import_mode"), arrays: words("scopes")},
+	"file":            {required: words("path name size_bytes last_modified extension")},
+	"index":           {required: words("index_id name user_id created_at is_default")},
+	"rate limits":     {required: words("user_id plan_id categories")},
+	"usage":           {required: words("user_id period_start period_end metrics model_usage auth_usage totals"), members: map[string]string{"totals": "usage totals"}},
+	"usage totals":    {required: words("total_tokens total_searches")},
+	"usage history":   {required: words("user_id history"), arrays: words("history")},
+	"usage details":   {required: words("user_id details"), arrays: words("details")},
+	"usage breakdown": {required: words("user_id breakdown")},
 	"job": {required: words("job_id connector_id target_index_id source_prefix status progress file_pattern recursive video_ids failed_files skipped_files"),
 		arrays: words("video_ids failed_files skipped_files"), strings: words("failed_files skipped_files"), members: map[string]string{"progress": "progress"}},
 	"progress": {required: words("total_files imported failed skipped bytes_transferred")},
@@ -332,7 +485,7 @@ var models = map[string]model{
 	"video deletion": {required: words("video_id deletion_id status message")},
 	"video status":   {required: words("video_id status")},
 	"video segments": {required: words("video_id segments"), arrays: words("segments")},
-	"usage":          {required: words("prompt_id name is_active is_in_use created_at schema_properties_count")},
+	"prompt usage":   {required: words("prompt_id name is_active is_in_use created_at schema_properties_count")},
 	"schema test":    {required: words("valid message")},
 	"estimate":       {required: words("estimated_mt breakdown sufficient_balance current_balance_mt")},
 	"video result":   {required: words("run_id prompt_id video_id executed_at status metadata metadata_text result_type")},

@@ -124,7 +124,7 @@ func (a *Admin) workflowProcess(ctx context.Context, in *workflowProcess) (*body
 	var inline *store.Prompt
 	if b.Prompt == "" {
 		inline = &store.Prompt{
-			ID: event.NewID("prm"), Name: titleOf(b.Instruction), Text: b.Instruction, JSONSchema: json.RawMessage(`{"type":"object"}`),
+			ID: newID(ctx, "prm"), Name: titleOf(b.Instruction), Text: b.Instruction, JSONSchema: json.RawMessage(`{"type":"object"}`),
 			Active: true, CreatedAt: time.Now().UTC(),
 		}
 		e.Prompt = inline.ID
@@ -134,7 +134,7 @@ func (a *Admin) workflowProcess(ctx context.Context, in *workflowProcess) (*body
 		return nil, err
 	}
 	if inline != nil {
-		if err := a.prompts.Put(ctx, inline.ID, *inline); err != nil {
+		if _, err := create(ctx, a.prompts, inline.ID, *inline); err != nil {
 			return nil, err
 		}
 	}

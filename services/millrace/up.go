@@ -33,6 +33,7 @@ type Options struct {
 	APIKey string `name:"api-key" help:"Key that clients use. Without one a key is made at the first start and shown once." placeholder:"KEY" secret:"yes"`
 	storage.Sources
 	storage.Library
+	admin.Limits
 	ExtraDebounceIntervals []string `help:"Debounce intervals allowed beside 5m, 10m, 1h and 1d, such as 2s,30s." placeholder:"LIST"`
 	Executor               string   `help:"What carries prompt runs out: nats (workers elsewhere) or exec=CMD (a command per medium, here)." default:"nats" placeholder:"nats|exec=CMD"`
 
@@ -201,8 +202,10 @@ func (app *App) build(ctx context.Context, o Options) error {
 	if env, err = app.host.Env("admin"); err != nil {
 		return err
 	}
-	app.admin, err = admin.New(admin.Config{Addr: o.HTTP, ExtraIntervals: o.ExtraDebounceIntervals, Executor: o.Executor}, env,
-		admin.Deps{Sources: opener, Sealer: keeper, Ops: app.host.Ops})
+	app.admin, err = admin.New(admin.Config{
+		Addr: o.HTTP, ExtraIntervals: o.ExtraDebounceIntervals, Executor: o.Executor,
+		Limits: o.Limits, Door: filepath.Join(o.Data, admin.DoorFile),
+	}, env, admin.Deps{Sources: opener, Sealer: keeper, Ops: app.host.Ops})
 	if err != nil {
 		return err
 	}

@@ -95,7 +95,7 @@ func TestIDs(t *testing.T) {
 		}
 		for _, s := range []string{
 			id.String(), event.JobOfWindow(index, job), event.RunOfJob(job), event.AutomationOfIndex(index),
-			event.IDOf(event.MediaCreated, index, path), event.NewID("con"),
+			event.IDOf(event.MediaCreated, index, path), event.NewID("con"), event.DerivedID("con", connector, path),
 		} {
 			if !token.MatchString(s) {
 				t.Fatalf("%q cannot be a subject token, a key and a file name", s)
@@ -121,6 +121,7 @@ func TestIDsDoNotCollideByConcatenation(t *testing.T) {
 			"object":       func(p [2]string) string { return event.ObjectHash(p[0], p[1]) },
 			"window":       func(p [2]string) string { return event.JobOfWindow(p[0], p[1]) },
 			"event":        func(p [2]string) string { return event.IDOf(event.MediaCreated, p[0], p[1]) },
+			"derived":      func(p [2]string) string { return event.DerivedID("con", p[0], p[1]) },
 			"index":        func(p [2]string) string { return event.NewMediumID(p[0], p[1], "p", "v", "").Object },
 			"connector":    func(p [2]string) string { return event.NewMediumID("i", p[0], p[1], "v", "").Object },
 			"version, job": func(p [2]string) string { return event.NewMediumID("i", "c", "p", p[0], p[1]).Version },

@@ -24,6 +24,11 @@ func NewID(prefix string) string {
 	return prefix + "_" + digits.EncodeToString(b[:])
 }
 
+// DerivedID returns an id with as many digits as one of NewID that is a function of parts.
+func DerivedID(prefix string, parts ...string) string {
+	return prefix + "_" + hash(10, append([]string{prefix}, parts...)...)
+}
+
 // hash digests length-prefixed parts, so that no two lists of parts collide by concatenation; n is the number of bytes
 // kept.
 func hash(n int, parts ...string) string {

@@ -161,6 +161,8 @@ type Job struct {
 	CreatedAt  time.Time        `json:"created_at"`
 	StartedAt  time.Time        `json:"started_at,omitzero"`
 	EndedAt    time.Time        `json:"ended_at,omitzero"`
+	// CancelledBy is the operation that cancelled the job, when it had an id: a repetition of it has succeeded.
+	CancelledBy string `json:"cancelled_by,omitempty"`
 	// Report is the document with a line per file, once the job has ended and been settled.
 	Report string `json:"report,omitempty"`
 	// Settled: the end was announced and the file entries are compacted.
@@ -238,11 +240,34 @@ type Deletion struct {
 
 // Key is an API key. Only its hash is kept.
 type Key struct {
-	Hash      string    `json:"hash"`
-	Prefix    string    `json:"prefix"` // a short, non-secret head to recognise it by
-	Name      string    `json:"name"`
-	Scopes    []string  `json:"scopes"`
-	CreatedAt time.Time `json:"created_at"`
+	Hash       string    `json:"hash"`
+	Prefix     string    `json:"prefix"` // a short, non-secret head to recognise it by
+	Name       string    `json:"name"`
+	Scopes     []string  `json:"scopes"`
+	CreatedAt  time.Time `json:"created_at"`
+	ExpiresAt  time.Time `json:"expires_at,omitzero"`
+	RevokedAt  time.Time `json:"revoked_at,omitzero"`
+	LastUsedAt time.Time `json:"last_used_at,omitzero"` // to within minutes
+}
+
+// ID names the key to those who manage keys. It is made of the hash, and so of nothing that a client sends.
+func (k Key) ID() string { return event.DerivedID("key", k.Hash) }
+
+// Active reports whether the key lets anybody in at a time.
+func (k Key) Active(now time.Time) bool {
+	return k.RevokedAt.IsZero() && (k.ExpiresAt.IsZero() || now.Before(k.ExpiresAt))
+}
+
+// Answer is what became of a request with an idempotency key: claimed by a process that carries it out, kept, or, when
+// neither, free for the next who sends it.
+type Answer struct {
+	Request string `json:"request"`           // digest of the request
+	Process string `json:"process,omitempty"` // who carries it out
+	Attempt string `json:"attempt,omitempty"` // unlike any other
+	Beat    int    `json:"beat,omitempty"`    // counts up while Process lives
+	Status  int    `json:"status,omitempty"`  // of the answer that is kept
+	Body    string `json:"body,omitempty"`    // sealed
+	Parts   int    `json:"parts,omitempty"`   // a long body is in so many records of its own
 }
 
 // Scan is what is known of the listings of one automation.

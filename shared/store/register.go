@@ -123,6 +123,25 @@ func (r *Register[T]) UpdateAll(ctx context.Context, writes []Write[T]) ([]Revis
 	return revs, errs
 }
 
+// Swap is Update, and Create for revision 0, that returns the new revision. A conflict is never excused: values that
+// must be told apart although they are equal carry something that is unlike.
+func (r *Register[T]) Swap(ctx context.Context, key string, v T, rev Revision) (Revision, error) {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return 0, fmt.Errorf("encode %s %s: %w", r.name, key, err)
+	}
+	return r.put(ctx, key, data, &rev)
+}
+
+// Last returns the revision of the newest write to the bucket, 0 when there was none.
+func (r *Register[T]) Last(ctx context.Context) (Revision, error) {
+	info, err := r.stream.Info(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("look at %s: %w", r.name, err)
+	}
+	return info.State.LastSeq, nil
+}
+
 func (r *Register[T]) write(ctx context.Context, key string, v T, expect *uint64) (Revision, error) {
 	data, err := json.Marshal(v)
 	if err != nil {

@@ -204,6 +204,34 @@ func TestCreateAndUpdate(t *testing.T) {
 	}
 }
 
+func TestSwap(t *testing.T) {
+	t.Parallel()
+	r, ctx := counters(t, openOne(t)), t.Context()
+	if last, err := r.Last(ctx); err != nil || last != 0 {
+		t.Errorf("an empty bucket's last revision: %d, %v", last, err)
+	}
+	first, err := r.Swap(ctx, "a", counter{N: 1}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Equal bytes are no excuse: somebody else may have written them.
+	for _, rev := range []store.Revision{0, first + 1} {
+		if _, err := r.Swap(ctx, "a", counter{N: 1}, rev); !errors.Is(err, bus.ErrConflict) {
+			t.Errorf("revision %d: %v", rev, err)
+		}
+	}
+	second, err := r.Swap(ctx, "a", counter{N: 2}, first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v, rev, err := r.Get(ctx, "a"); err != nil || v.N != 2 || rev != second {
+		t.Errorf("%+v at %d, %v; want revision %d", v, rev, err, second)
+	}
+	if last, err := r.Last(ctx); err != nil || last != second {
+		t.Errorf("last revision %d, %v; want %d", last, err, second)
+	}
+}
+
 func TestDelete(t *testing.T) {
 	t.Parallel()
 	r := counters(t, openOne(t))

@@ -47,6 +47,7 @@ const (
 	DeletionRecords = "deletion"
 	Keys            = "keys"
 	Leases          = "leases"
+	Answers         = "answers"
 )
 
 // Documents is the object store of what is too big for a record: job reports and the media lists of runs.
@@ -150,6 +151,9 @@ func (t Topology) Streams() []Stream {
 	} {
 		rows = append(rows, t.keyValue(b.name, b.why))
 	}
+	answers := t.keyValue(Answers, "what was answered to requests with an idempotency key; sealed")
+	answers.Config.MaxAge = day + time.Hour // a day is promised
+	rows = append(rows, answers)
 	return append(rows, t.objectStore(Documents, "job reports and media lists of runs"))
 }
 

@@ -33,6 +33,7 @@ type CLI struct {
 	Worker        worker.Command        `cmd:"" group:"services" help:"Carry prompt runs out with a command per medium."`
 
 	Job jobCommand `cmd:"" group:"client" help:"Import jobs: create, get, watch, cancel."`
+	Key keyCommand `cmd:"" group:"client" help:"API keys: create, ls, revoke. For operators: beside the server, or with its broker."`
 
 	Bench   benchCommand   `cmd:"" group:"other" help:"Measure every figure beside its yardstick."`
 	Version versionCommand `cmd:"" group:"other" help:"Print the version."`

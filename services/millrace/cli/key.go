@@ -1,0 +1,200 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"millrace/services/admin"
+	"millrace/services/millrace/client"
+	"millrace/services/run"
+	"millrace/shared/broker"
+	"millrace/shared/bus"
+	"millrace/shared/store"
+)
+
+type keyCommand struct {
+	Create keyCreate `cmd:"" help:"Make an API key. It is shown this once."`
+	Ls     keyList   `cmd:"" help:"List API keys, revoked ones too."`
+	Revoke keyRevoke `cmd:"" help:"End an API key, at once and for ever."`
+}
+
+// operator are the flags of commands for which an API key is not enough. Who can read the data folder of a running server
+// is its operator, and so is who can reach the broker.
+type operator struct {
+	Data    string `help:"Data folder of the running server." default:"./data" type:"path" placeholder:"DIR"`
+	NATSURL string `name:"nats-url" help:"Broker of the deployment, in place of a data folder." placeholder:"URL"`
+	run.Names
+	Output string `short:"o" help:"table or json." default:"table" enum:"table,json"`
+}
+
+// keys is what an operator does with API keys.
+type keys interface {
+	Create(context.Context, admin.KeyRequest) (admin.APIKey, error)
+	List(context.Context) ([]admin.APIKey, error)
+	Revoke(ctx context.Context, id string) (admin.APIKey, error)
+}
+
+// open reaches the keys through the broker or through the server beside this command.
+func (o operator) open(ctx context.Context) (_ keys, closed func(), err error) {
+	if o.NATSURL == "" {
+		door, err := admin.ReadDoor(o.Data)
+		if errors.Is(err, admin.ErrNoDoor) {
+			err = fmt.Errorf("%w: start `millrace up` on it, name another one with --data, or a broker with --nats-url", err)
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		return throughDoor{client.New(door.URL, door.Token)}, func() {}, nil
+	}
+	nc, err := broker.Dial(o.NATSURL, "millrace key")
+	if err != nil {
+		return nil, nil, fmt.Errorf("--nats-url: %w", err)
+	}
+	b, err := bus.New(nc, o.Topology(), "key", slog.New(slog.DiscardHandler))
+	var k *admin.Keys
+	if err == nil {
+		k, err = admin.OpenKeys(ctx, b)
+	}
+	if err != nil {
+		nc.Close()
+		return nil, nil, err
+	}
+	return k, nc.Close, nil
+}
+
+// throughDoor has a running server do it.
+type throughDoor struct{ *client.Client }
+
+func (d throughDoor) Create(ctx context.Context, want admin.KeyRequest) (k admin.APIKey, err error) {
+	return k, d.Do(ctx, http.MethodPost, "/operator/keys", want, &k)
+}
+
+func (d throughDoor) List(ctx context.Context) (list []admin.APIKey, err error) {
+	return list, d.Get(ctx, "/operator/keys", &list)
+}
+
+func (d throughDoor) Revoke(ctx context.Context, id string) (k admin.APIKey, err error) {
+	return k, d.Do(ctx, http.MethodDelete, "/operator/keys/"+id, nil, &k)
+}
+
+type keyCreate struct {
+	operator `embed:""`
+	Name     string   `arg:"" help:"What it is for."`
+	Scope    []string `help:"What it allows: search, read, write or admin, each with those before it. Repeatable." default:"read" placeholder:"SCOPE"`
+	Expires  string   `help:"How long it is good, such as 12h or 90d (default: until it is revoked)." placeholder:"TIME"`
+}
+
+// Run makes a key.
+func (c *keyCreate) Run(ctx context.Context) error {
+	want := admin.KeyRequest{Name: c.Name, Scopes: c.Scope}
+	if c.Expires != "" {
+		d, err := store.ParseInterval(c.Expires)
+		if err != nil {
+			return fmt.Errorf("--expires: %w", err)
+		}
+		want.ExpiresAt = time.Now().Add(d).UTC()
+	}
+	keys, closed, err := c.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer closed()
+	k, err := keys.Create(ctx, want)
+	if err != nil {
+		return err
+	}
+	if c.Output == "json" {
+		return showJSON(k)
+	}
+	fmt.Fprintln(os.Stderr, "Shown this once; only its hash is kept.")
+	_, err = fmt.Println(k.Key) // alone, so that it can be put into a variable
+	return err
+}
+
+type keyList struct {
+	operator `embed:""`
+}
+
+// Run lists the keys.
+func (c *keyList) Run(ctx context.Context) error {
+	keys, closed, err := c.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer closed()
+	list, err := keys.List(ctx)
+	if err != nil {
+		return err
+	}
+	if c.Output == "json" {
+		return showJSON(list)
+	}
+	return showKeys(list...)
+}
+
+type keyRevoke struct {
+	operator `embed:""`
+	ID       string `arg:"" help:"The key, as ls shows it."`
+}
+
+// Run revokes a key.
+func (c *keyRevoke) Run(ctx context.Context) error {
+	keys, closed, err := c.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer closed()
+	k, err := keys.Revoke(ctx, c.ID)
+	if err != nil {
+		return err
+	}
+	if c.Output == "json" {
+		return showJSON(k)
+	}
+	return showKeys(k)
+}
+
+func showJSON(v any) error {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return printJSON(raw)
+}
+
+func showKeys(list ...admin.APIKey) error {
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintln(w, "ID\tNAME\tKEY\tSCOPES\tSTATE\tCREATED\tLAST USED\tEXPIRES")
+	for _, k := range list {
+		state := "active"
+		switch {
+		case k.RevokedAt != nil:
+			state = "revoked"
+		case !k.Active:
+			state = "expired"
+		}
+		head := "-"
+		if k.Prefix != "" {
+			head = k.Prefix + "…"
+		}
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", k.ID, k.Name, head, strings.Join(k.Scopes, ","), state,
+			orDash(k.CreatedAt), orDash(k.LastUsedAt), orDash(k.ExpiresAt))
+	}
+	return w.Flush()
+}
+
+func orDash(s *string) string {
+	if s == nil {
+		return "-"
+	}
+	return cmp.Or(*s, "-")
+}
