@@ -347,6 +347,7 @@ func (a answer) refused(status int, code string, words ...string) answer {
 // fixture is one of everything.
 type fixture struct {
 	connector, index, prompt, job, run, video string
+	spare                                     string // a connector that nothing uses
 }
 
 const schema = `{"type":"object","properties":{"a<b":{"type":"string"}}}`
@@ -356,6 +357,7 @@ func (w *world) fixture() fixture {
 	ctx := w.t.Context()
 	var f fixture
 	f.connector = w.do("POST", "/connectors/dir", obj{"name": "Inbox", "path": "/allowed/inbox"}).want(201).str("connector_id")
+	f.spare = w.do("POST", "/connectors/s3", s3Body()).want(201).str("connector_id")
 	f.index = w.do("POST", "/indexes", obj{"name": "Cameras"}).want(201).str("index_id")
 	f.prompt = w.do("POST", "/prompts", obj{"name": "Log", "prompt_text": "Say what is there.", "json_schema": json.RawMessage(schema)}).want(201).str("prompt_id")
 	w.do("PUT", "/indexes/"+f.index+"/automations/import", obj{"connector_id": f.connector, "debounce_interval": "5m", "prompt_preset": obj{"prompt_id": f.prompt}}).want(200)

@@ -88,6 +88,7 @@ func (a *Admin) routes() http.Handler {
 	a.api = humago.NewWithPrefix(a.router, a.cfg.BasePath, config)
 
 	a.connectorRoutes()
+	a.cloudRoutes()
 	a.indexRoutes()
 	a.promptRoutes()
 	a.jobRoutes()

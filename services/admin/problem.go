@@ -144,6 +144,8 @@ var reworded = []struct {
 	{regexp.MustCompile(`^(?:expected|invalid) (string|boolean|number)$`), "must be a $1"},
 	{regexp.MustCompile(`^(?:expected|invalid) (integer|array|object)$`), "must be an $1"},
 	{regexp.MustCompile(`^expected length >= (\d+)$`), "must have at least $1 characters"},
+	{regexp.MustCompile(`^expected array length >= (\d+)$`), "must have at least $1 items"},
+	{regexp.MustCompile(`^expected array length <= (\d+)$`), "must have at most $1 items"},
 	{regexp.MustCompile(`^expected length <= (\d+)$`), "must have at most $1 characters"},
 	{regexp.MustCompile(`^expected number >= (\S+)$`), "must be at least $1"},
 	{regexp.MustCompile(`^expected number <= (\S+)$`), "must be at most $1"},

@@ -66,7 +66,15 @@ func probes() map[string]probe {
 		"POST /connectors/dir": {scope: "write", path: at("/connectors/dir"), ok: 201, read: "connector",
 			body:  func(fixture) any { return obj{"name": "n", "path": "/allowed/x", "scopes": nil, "import_mode": nil} },
 			wrong: []obj{{"name": 5, "path": "/allowed"}, {"name": "", "path": "/allowed"}, {"name": "n", "path": "/allowed", "scopes": "import"}, {"name": "n", "path": "/allowed", "scopes": []string{"x"}}, {"name": "n", "path": "/allowed", "import_mode": "x"}, {"path": "/allowed"}, {"name": "n"}, {"name": "n", "path": "/etc"}}},
-		"POST /connectors/gcs":                 {scope: "write", path: at("/connectors/gcs"), multi: true, ok: 201, read: "connector"},
+		"POST /connectors/gcs": {scope: "write", path: at("/connectors/gcs"), multi: true, ok: 201, read: "connector"},
+		"POST /connectors/s3": {scope: "write", path: at("/connectors/s3"), ok: 201, read: "connector", body: func(fixture) any { return s3Body() },
+			wrong: []obj{without(s3Body(), "name"), without(s3Body(), "region"), without(s3Body(), "aws_secret_access_key"), merged(s3Body(), obj{"bucket": "s3://b"}), merged(s3Body(), obj{"bucket": 5}), merged(s3Body(), obj{"aws_access_key_id": ""}), merged(s3Body(), obj{"scopes": []string{"x"}}), merged(s3Body(), obj{"endpoint_url": "ftp://x"}), merged(s3Body(), obj{"endpoint_url": "https://u:p@x"})}},
+		"POST /connectors/azure": {scope: "write", path: at("/connectors/azure"), ok: 201, read: "connector", body: func(fixture) any { return azureBody() },
+			wrong: []obj{without(azureBody(), "container"), without(azureBody(), "tenant_id"), without(azureBody(), "client_secret"), merged(azureBody(), obj{"storage_account": "a/b"}), merged(azureBody(), obj{"import_mode": "some"})}},
+		"PATCH /connectors/{connector_id}": {scope: "write", path: func(f fixture) string { return "/connectors/" + f.connector }, unknown: []string{"/connectors/" + gone, "/connectors/*"}, ok: 200, emptyOK: true, read: "connector",
+			body:  func(fixture) any { return obj{"name": "n", "scopes": nil} },
+			wrong: []obj{{"name": ""}, {"name": 5}, {"scopes": []string{}}, {"scopes": "import"}, {"import_mode": "x"}, {"path": "/allowed/y"}, {"bucket": "b"}, {"provider": 5}, {"aws_access_key_id": "k"}}},
+		"DELETE /connectors/{connector_id}":    {scope: "admin", path: func(f fixture) string { return "/connectors/" + f.spare }, unknown: []string{"/connectors/" + gone, "/connectors/*"}, ok: 200, emptyOK: true, read: "message"},
 		"GET /connectors":                      {scope: "read", path: at("/connectors"), ok: 200, read: "[connector"},
 		"GET /connectors/{connector_id}":       {scope: "read", path: func(f fixture) string { return "/connectors/" + f.connector }, unknown: []string{"/connectors/" + gone, "/connectors/*", "/connectors/%3E", "/connectors/a.b"}, ok: 200, read: "connector"},
 		"POST /connectors/{connector_id}/test": {scope: "write", path: func(f fixture) string { return "/connectors/" + f.connector + "/test" }, unknown: []string{"/connectors/" + gone + "/test"}, ok: 200, emptyOK: true, read: "test"},
@@ -212,7 +220,7 @@ func TestNoSuchRoute(t *testing.T) {
 	for _, path := range []string{"//nowhere", "/nowhere", "/indexes/", "/connectors//test", "//api/v2/../v2/indexes", "//api//v2/indexes", "/indexes/%2e%2e/x/y"} {
 		w.do("GET", path, nil).refused(404, "route_not_found")
 	}
-	for method, path := range map[string]string{"DELETE": "/indexes", "PATCH": "/connectors/x", "GET": "/connectors/x/test", "OPTIONS": "/indexes"} {
+	for method, path := range map[string]string{"DELETE": "/indexes", "PATCH": "/indexes", "GET": "/connectors/x/test", "OPTIONS": "/indexes"} {
 		a := w.do(method, path, nil).refused(405, "method_not_allowed")
 		if a.header.Get("Allow") == "" {
 			t.Errorf("%s %s: no Allow", method, path)

@@ -257,3 +257,10 @@ func (r *Register[T]) Watch(ctx context.Context, ready func(), each func(Change[
 		}
 	}
 }
+
+// Deleted reports whether there was a record under key and somebody deleted it: what lets a repeated deletion be told
+// from one of what never was.
+func (r *Register[T]) Deleted(ctx context.Context, key string) (bool, error) {
+	rev, there, err := r.tombstone(ctx, key)
+	return rev > 0 && !there, err
+}
