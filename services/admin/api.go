@@ -92,6 +92,7 @@ func (a *Admin) routes() http.Handler {
 	a.indexRoutes()
 	a.promptRoutes()
 	a.jobRoutes()
+	a.fileRoutes()
 	a.automationRoutes()
 	a.runRoutes()
 	a.videoRoutes()

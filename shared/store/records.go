@@ -18,7 +18,7 @@ type Connector struct {
 	Scopes         []string         `json:"scopes"`   // import, export
 	ImportMode     event.ImportMode `json:"import_mode"`
 	ExportBasePath string           `json:"export_base_path,omitempty"`
-	Path           string           `json:"path,omitempty"` // dir: absolute
+	Path           string           `json:"path,omitempty"`            // dir: absolute
 	Bucket         string           `json:"bucket,omitempty"`          // gcs, s3
 	Region         string           `json:"region,omitempty"`          // s3
 	StorageAccount string           `json:"storage_account,omitempty"` // azure
@@ -26,8 +26,8 @@ type Connector struct {
 	Project        string           `json:"gcp_project_id,omitempty"`
 	EndpointURL    string           `json:"endpoint_url,omitempty"`
 	ForcePathStyle bool             `json:"force_path_style,omitempty"` // s3: the bucket stands in the path and not in the host name
-	Subscription   string           `json:"subscription,omitempty"` // Pub/Sub to pull notifications from: projects/P/subscriptions/S
-	Credentials    string           `json:"credentials,omitempty"`  // sealed, bound to id and field
+	Subscription   string           `json:"subscription,omitempty"`     // Pub/Sub to pull notifications from: projects/P/subscriptions/S
+	Credentials    string           `json:"credentials,omitempty"`      // sealed, bound to id and field
 	CreatedAt      time.Time        `json:"created_at"`
 	UpdatedAt      time.Time        `json:"updated_at"`
 	LastTestedAt   time.Time        `json:"last_tested_at,omitzero"`
