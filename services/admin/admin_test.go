@@ -348,6 +348,7 @@ func (a answer) refused(status int, code string, words ...string) answer {
 type fixture struct {
 	connector, index, prompt, job, run, video string
 	spare                                     string // a connector that nothing uses
+	calm                                      string // an index whose automation nobody pauses
 }
 
 const schema = `{"type":"object","properties":{"a<b":{"type":"string"}}}`
@@ -361,6 +362,8 @@ func (w *world) fixture() fixture {
 	f.index = w.do("POST", "/indexes", obj{"name": "Cameras"}).want(201).str("index_id")
 	f.prompt = w.do("POST", "/prompts", obj{"name": "Log", "prompt_text": "Say what is there.", "json_schema": json.RawMessage(schema)}).want(201).str("prompt_id")
 	w.do("PUT", "/indexes/"+f.index+"/automations/import", obj{"connector_id": f.connector, "debounce_interval": "5m", "prompt_preset": obj{"prompt_id": f.prompt}}).want(200)
+	f.calm = w.do("POST", "/indexes", obj{"name": "Calm"}).want(201).str("index_id")
+	w.do("PUT", "/indexes/"+f.calm+"/automations/import", obj{"connector_id": f.connector, "source_prefix": "calm/", "debounce_interval": "5m", "prompt_preset": nil}).want(200)
 
 	now := time.Now().UTC()
 	f.job = event.JobOfWindow(event.AutomationOfIndex(f.index), "w_1")

@@ -94,6 +94,7 @@ func (a *Admin) routes() http.Handler {
 	a.jobRoutes()
 	a.fileRoutes()
 	a.automationRoutes()
+	a.windowRoutes()
 	a.runRoutes()
 	a.videoRoutes()
 	a.notificationRoutes()

@@ -112,7 +112,9 @@ func TestDeleteConnector(t *testing.T) {
 	path := "/connectors/" + f.connector
 	w.do("DELETE", path, nil).refused(409, "connector_in_use", f.index)
 	must(t, w.jobs.Put(t.Context(), "job_running", store.Job{ID: "job_running", Connector: f.connector, Status: store.JobImporting}))
-	w.do("PUT", "/indexes/"+f.index+"/automations/import", obj{"enabled": false, "connector_id": f.connector, "debounce_interval": "5m", "prompt_preset": nil}).want(200)
+	for _, index := range []string{f.index, f.calm} {
+		w.do("PUT", "/indexes/"+index+"/automations/import", obj{"enabled": false, "connector_id": f.connector, "debounce_interval": "5m", "prompt_preset": nil}).want(200)
+	}
 	w.do("DELETE", path, nil).refused(409, "connector_in_use", "job_running")
 	must(t, w.jobs.Put(t.Context(), "job_running", store.Job{ID: "job_running", Connector: f.connector, Status: store.JobCancelled}))
 	first := w.do("DELETE", path, nil).want(200)

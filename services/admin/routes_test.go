@@ -61,6 +61,9 @@ func account(change obj) []byte {
 func probes() map[string]probe {
 	jobBody := func(f fixture) any { return obj{"connector_id": f.connector, "index_id": f.index} }
 	automation := func(f fixture) string { return "/indexes/" + f.index + "/automations/import" }
+	calm := func(verb string) func(f fixture) string {
+		return func(f fixture) string { return "/indexes/" + f.calm + "/automations/import/" + verb }
+	}
 	return map[string]probe{
 		"GET /auth/validate": {scope: "none", path: at("/auth/validate"), ok: 204},
 		"POST /connectors/dir": {scope: "write", path: at("/connectors/dir"), ok: 201, read: "connector",
@@ -92,6 +95,11 @@ func probes() map[string]probe {
 			}, wrong: []obj{{"debounce_interval": "5m", "prompt_preset": nil}, {"connector_id": "c", "prompt_preset": nil}}},
 		"POST /indexes/{index_id}/automations/import/pause":  {scope: "write", path: func(f fixture) string { return automation(f) + "/pause" }, unknown: []string{"/indexes/" + gone + "/automations/import/pause"}, ok: 200, emptyOK: true, read: "automation"},
 		"POST /indexes/{index_id}/automations/import/resume": {scope: "write", path: func(f fixture) string { return automation(f) + "/resume" }, unknown: []string{"/indexes/" + gone + "/automations/import/resume"}, ok: 200, emptyOK: true, read: "automation"},
+		"GET /automations": {scope: "read", path: at("/automations?limit=1"), ok: 200, read: "page watched"},
+		"POST /indexes/{index_id}/automations/import/flush": {scope: "write", path: calm("flush"), unknown: []string{"/indexes/" + gone + "/automations/import/flush"}, ok: 200, emptyOK: true, read: "watched"},
+		"POST /indexes/{index_id}/automations/import/drop":  {scope: "write", path: calm("drop"), unknown: []string{"/indexes/" + gone + "/automations/import/drop"}, ok: 200, emptyOK: true, read: "watched"},
+		"POST /indexes/{index_id}/automations/import/extend": {scope: "write", path: calm("extend"), unknown: []string{"/indexes/" + gone + "/automations/import/extend"}, ok: 409, body: func(fixture) any { return obj{"by": "10m"} },
+			wrong: []obj{{"by": "soon"}, {"by": 5}, {"by": "0s"}, {"by": "31d"}, {"until": "tomorrow"}, {"until": "2999-01-01T00:00:00Z"}, {"by": "1h", "until": "2026-03-01T10:00:00Z"}}},
 		"POST /prompts": {scope: "write", path: at("/prompts"), ok: 201, read: "prompt",
 			body: func(fixture) any {
 				return obj{"name": "abc", "prompt_text": "0123456789", "json_schema": obj{"type": "object"}, "video_level": nil, "execution_config": obj{"x": 1}}
@@ -259,6 +267,7 @@ var models = map[string]model{
 	"index":     {required: words("index_id name user_id created_at is_default")},
 	"job": {required: words("job_id connector_id target_index_id source_prefix status progress file_pattern recursive video_ids failed_files skipped_files"),
 		arrays: words("video_ids failed_files skipped_files"), strings: words("failed_files skipped_files"), members: map[string]string{"progress": "progress"}},
+	"watched":  {required: words("automation"), members: map[string]string{"automation": "automation"}},
 	"job file": {required: words("path version connector_id size_bytes state bytes_transferred attempts")},
 	"progress": {required: words("total_files imported failed skipped bytes_transferred")},
 	"video": {required: words("video_id title video_uri status created_at updated_at media_type marker"),
