@@ -349,6 +349,7 @@ type fixture struct {
 	connector, index, prompt, job, run, video string
 	spare                                     string // a connector that nothing uses
 	calm                                      string // an index whose automation nobody pauses
+	cutLetter, letter                         string // dead letters: one that is not whole, one that is
 }
 
 const schema = `{"type":"object","properties":{"a<b":{"type":"string"}}}`
@@ -395,6 +396,10 @@ func (w *world) fixture() fixture {
 	must(w.t, err)
 	_, err = w.bus.Publish(ctx, bus.Message{Subject: w.bus.Subject("run", "report", f.run, f.video), Data: report})
 	must(w.t, err)
+	must(w.t, w.bus.Bury(ctx, event.Dead{Consumer: "c", Subject: w.bus.Subject("notification", f.connector), Reason: "why", Stage: "decode", Cut: true, Data: []byte("x")}))
+	must(w.t, w.bus.Bury(ctx, event.Dead{Consumer: "c", Subject: w.bus.Subject("notification", f.connector), Reason: "why", Stage: "decode", Data: []byte("x")}))
+	dead := w.do("GET", "/dead", nil).want(200)
+	f.letter, f.cutLetter = dead.str("data", 0, "dead_id"), dead.str("data", 1, "dead_id")
 	w.sources.set(f.connector, nil, bucket.Object{Path: "cams/a & b.mp4", Size: 10, ModTime: now}, bucket.Object{Path: "cams/README", Size: 1, ModTime: now})
 	return f
 }

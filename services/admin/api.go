@@ -98,6 +98,7 @@ func (a *Admin) routes() http.Handler {
 	a.runRoutes()
 	a.videoRoutes()
 	a.notificationRoutes()
+	a.deadRoutes()
 	register(a, route{
 		method: "GET", path: "/auth/validate", scope: anyKey, status: http.StatusNoContent, tag: "Auth",
 		summary: "Check a key", about: "204 for any active key, whatever its scopes.",

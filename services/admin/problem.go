@@ -85,6 +85,8 @@ func notFound(thing, id string) *problemError {
 	switch thing {
 	case "import_job":
 		member = "job_id"
+	case "dead_letter":
+		member = "dead_id"
 	case "prompt_run":
 		member = "run_id"
 	case "import_automation":

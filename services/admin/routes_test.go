@@ -120,6 +120,9 @@ func probes() map[string]probe {
 		"GET /prompt-runs/{run_id}":          {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run }, unknown: []string{"/prompt-runs/" + gone}, ok: 200, read: "run"},
 		"GET /prompt-runs/{run_id}/results":  {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run + "/results?video_id=" + f.video }, unknown: []string{"/prompt-runs/" + gone + "/results?video_id=vid_x"}, ok: 200, read: "page result"},
 		"GET /videos/{video_id}":             {scope: "read", path: func(f fixture) string { return "/videos/" + f.video }, unknown: []string{"/videos/" + gone, "/videos/vid_00000000000000000000000000_0000000000000000"}, ok: 200, read: "video"},
+		"GET /dead":                          {scope: "read", path: at("/dead?limit=1"), ok: 200, read: "page dead"},
+		"POST /dead/{dead_id}/replay":        {scope: "write", path: func(f fixture) string { return "/dead/" + f.cutLetter + "/replay" }, unknown: []string{"/dead/" + gone + "/replay", "/dead/dead_zzzzzz_000000000000/replay"}, ok: 409, emptyOK: true},
+		"DELETE /dead/{dead_id}":             {scope: "admin", path: func(f fixture) string { return "/dead/" + f.letter }, unknown: []string{"/dead/" + gone, "/dead/dead_1_000000000000", "/dead/dead_zzzzzz_000000000000"}, ok: 200, emptyOK: true, read: "message"},
 		"POST /notifications/{connector_id}": {scope: "write", path: func(f fixture) string { return "/notifications/" + f.connector }, unknown: []string{"/notifications/" + gone}, ok: 200, body: func(fixture) any { return obj{"message": obj{}} }, read: "message"},
 	}
 }
@@ -267,6 +270,7 @@ var models = map[string]model{
 	"index":     {required: words("index_id name user_id created_at is_default")},
 	"job": {required: words("job_id connector_id target_index_id source_prefix status progress file_pattern recursive video_ids failed_files skipped_files"),
 		arrays: words("video_ids failed_files skipped_files"), strings: words("failed_files skipped_files"), members: map[string]string{"progress": "progress"}},
+	"dead":     {required: words("dead_id service consumer stream subject reason stage delivered at data_bytes cut")},
 	"watched":  {required: words("automation"), members: map[string]string{"automation": "automation"}},
 	"job file": {required: words("path version connector_id size_bytes state bytes_transferred attempts")},
 	"progress": {required: words("total_files imported failed skipped bytes_transferred")},

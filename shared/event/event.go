@@ -387,5 +387,6 @@ type Dead struct {
 	Delivered int                 `json:"delivered"`
 	Header    map[string][]string `json:"header,omitempty"`
 	Data      []byte              `json:"data"`
+	Cut       bool                `json:"cut,omitempty"` // data is not whole
 	At        time.Time           `json:"at"`
 }
