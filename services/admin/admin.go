@@ -146,6 +146,7 @@ type Admin struct {
 	documents   *store.Documents
 	keys        *keyring
 	push        *pushVerifier // nil: pushes need an API key
+	feeds       *feeds
 
 	router  *router
 	api     huma.API
@@ -172,6 +173,7 @@ func New(cfg Config, env service.Env, deps Deps) (*Admin, error) {
 		deps:    deps,
 		metrics: newMetrics(env.Metrics),
 		ledger:  store.NewLedger(env.Bus),
+		feeds:   newFeeds(),
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), bindTimeout)
 	defer cancel()
@@ -259,6 +261,7 @@ func (a *Admin) Run(ctx context.Context) error {
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
 	}
+	srv.RegisterOnShutdown(a.feeds.end)
 	var watching sync.WaitGroup
 	watchCtx, stopWatch := context.WithCancel(context.WithoutCancel(ctx))
 	watching.Go(func() { a.keys.watch(watchCtx, a.log) })

@@ -99,6 +99,7 @@ func (a *Admin) routes() http.Handler {
 	a.videoRoutes()
 	a.notificationRoutes()
 	a.deadRoutes()
+	a.eventRoutes()
 	register(a, route{
 		method: "GET", path: "/auth/validate", scope: anyKey, status: http.StatusNoContent, tag: "Auth",
 		summary: "Check a key", about: "204 for any active key, whatever its scopes.",

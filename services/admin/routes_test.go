@@ -19,6 +19,7 @@ type probe struct {
 	unknown []string // the same path for things that do not exist
 	body    func(fixture) any
 	multi   bool
+	stream  bool // the answer has no end
 	ok      int
 	emptyOK bool // a request without a body will do
 	wrong   []obj
@@ -120,6 +121,7 @@ func probes() map[string]probe {
 		"GET /prompt-runs/{run_id}":          {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run }, unknown: []string{"/prompt-runs/" + gone}, ok: 200, read: "run"},
 		"GET /prompt-runs/{run_id}/results":  {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run + "/results?video_id=" + f.video }, unknown: []string{"/prompt-runs/" + gone + "/results?video_id=vid_x"}, ok: 200, read: "page result"},
 		"GET /videos/{video_id}":             {scope: "read", path: func(f fixture) string { return "/videos/" + f.video }, unknown: []string{"/videos/" + gone, "/videos/vid_00000000000000000000000000_0000000000000000"}, ok: 200, read: "video"},
+		"GET /events":                        {scope: "read", path: at("/events?type=import_job.*,media.created&index_id=idx_1"), stream: true, ok: 200},
 		"GET /dead":                          {scope: "read", path: at("/dead?limit=1"), ok: 200, read: "page dead"},
 		"POST /dead/{dead_id}/replay":        {scope: "write", path: func(f fixture) string { return "/dead/" + f.cutLetter + "/replay" }, unknown: []string{"/dead/" + gone + "/replay", "/dead/dead_zzzzzz_000000000000/replay"}, ok: 409, emptyOK: true},
 		"DELETE /dead/{dead_id}":             {scope: "admin", path: func(f fixture) string { return "/dead/" + f.letter }, unknown: []string{"/dead/" + gone, "/dead/dead_1_000000000000", "/dead/dead_zzzzzz_000000000000"}, ok: 200, emptyOK: true, read: "message"},
@@ -158,6 +160,9 @@ func (p probe) send(w *world, name, path string, f fixture, with request) answer
 	if p.multi {
 		raw, ct := gcsForm(w.t, account(nil), gcsParts...)
 		with.raw, with.header = raw, map[string]string{"Content-Type": ct}
+	}
+	if p.stream {
+		return w.glimpse(path, with)
 	}
 	var body any
 	if p.body != nil {
