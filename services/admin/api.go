@@ -100,6 +100,7 @@ func (a *Admin) routes() http.Handler {
 	a.notificationRoutes()
 	a.deadRoutes()
 	a.eventRoutes()
+	a.explainRoutes()
 	register(a, route{
 		method: "GET", path: "/auth/validate", scope: anyKey, status: http.StatusNoContent, tag: "Auth",
 		summary: "Check a key", about: "204 for any active key, whatever its scopes.",
