@@ -309,6 +309,8 @@ func (w *waiting) text() string {
 	switch {
 	case w.open && w.window.Held:
 		return "It waits in the open window, which is held while the automation is paused."
+	case w.open && !w.window.Open.Deadline.After(time.Now()):
+		return "It waits in the open window, which is due and closes now."
 	case w.open:
 		return fmt.Sprintf("It waits in the open window, which closes at %s unless more arrives.", stamp(w.window.Open.Deadline))
 	}
@@ -394,7 +396,7 @@ func (s *story) tellFile(f event.File, at time.Time) {
 		text += ", the last attempt said: " + f.Error
 	}
 	s.tell(at, "file", explainedStep{Version: orNull(f.Version), Index: orNull(f.Index), Job: orNull(f.Job), Video: orNull(f.Video)},
-		"In its job it is %s, after %d attempts.", text, f.Attempts)
+		"In its job it is %s. Attempts: %d.", text, f.Attempts)
 }
 
 // tellJobs tells of the jobs that had the object in hand.
@@ -413,13 +415,13 @@ func (s *story) tellJobs(ctx context.Context) error {
 		step := explainedStep{Job: orNull(id), Index: orNull(j.Index), Automation: orNull(j.Automation)}
 		switch {
 		case j.RetryOf != "":
-			s.tell(j.CreatedAt, "job", step, "A person had files of job %s tried again, which made job %s.", j.RetryOf, id)
+			s.tell(j.CreatedAt, "job", step, "A person had files of %s tried again, as %s.", j.RetryOf, id)
 		case j.Automation != "":
-			s.tell(j.CreatedAt, "job", step, "The window closed and became job %s.", id)
+			s.tell(j.CreatedAt, "job", step, "The window closed and became %s.", id)
 		default:
-			s.tell(j.CreatedAt, "job", step, "A person asked for job %s.", id)
+			s.tell(j.CreatedAt, "job", step, "A person asked for %s.", id)
 		}
-		s.tell(j.EndedAt, "job", step, "Job %s ended %s: %d imported, %d skipped, %d failed.", id, j.Status, j.Progress.Imported, j.Progress.Skipped, j.Progress.Failed)
+		s.tell(j.EndedAt, "job", step, "%s ended %s: %d imported, %d skipped, %d failed.", id, j.Status, j.Progress.Imported, j.Progress.Skipped, j.Progress.Failed)
 		if err := s.tellReported(ctx, j); err != nil {
 			return err
 		}
@@ -510,7 +512,7 @@ func (s *story) tellDead(ctx context.Context) error {
 		}
 		found++
 		s.tell(d.At, "dead", explainedStep{Dead: orNull(deadID(m.Sequence, m.Data))},
-			"A message about it could not be handled by %s after %d deliveries: %s.", d.Service, d.Delivered, d.Reason)
+			"A message about it could not be handled by %s, deliveries: %d. %s.", d.Service, d.Delivered, d.Reason)
 	}
 	return nil
 }

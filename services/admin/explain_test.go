@@ -157,7 +157,7 @@ func TestExplainOnTheWay(t *testing.T) {
 	must(t, err)
 	a = w.explain(f.connector, path)
 	wantVerdict(t, a, "queued", "job_now")
-	if !strings.Contains(string(a.raw), "connection reset") || !strings.Contains(string(a.raw), "2 attempts") {
+	if !strings.Contains(string(a.raw), "connection reset") || !strings.Contains(string(a.raw), "Attempts: 2") {
 		t.Errorf("attempts: %s", a.raw)
 	}
 
