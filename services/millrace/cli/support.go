@@ -145,10 +145,7 @@ func (c *eventsCommand) Run(ctx context.Context) error {
 		err := c.dial().Stream(ctx, "/events?"+query.Encode(), last, func(body io.Reader) error {
 			return readEvents(body, &last, func(data string) error { return c.print(data) })
 		})
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil {
+		if err != nil && ctx.Err() == nil {
 			return err
 		}
 		select {
