@@ -163,6 +163,7 @@ type Admin struct {
 	limiter     *limiter
 	operator    string // what the operator presents; "": there is no door for one
 	answers     *answers
+	feeds       *feeds
 
 	router  *router
 	api     huma.API
@@ -189,6 +190,7 @@ func New(cfg Config, env service.Env, deps Deps) (*Admin, error) {
 		deps:    deps,
 		metrics: newMetrics(env.Metrics),
 		ledger:  store.NewLedger(env.Bus),
+		feeds:   newFeeds(),
 		limiter: newLimiter(cfg.Limits),
 		answers: &answers{
 			sealer: deps.Sealer, process: cmp.Or(env.Instance, event.NewID("proc")), underWay: make(map[string]chan struct{}),
@@ -289,6 +291,7 @@ func (a *Admin) Run(ctx context.Context) error {
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
 	}
+	srv.RegisterOnShutdown(a.feeds.end)
 	var watching sync.WaitGroup
 	watchCtx, stopWatch := context.WithCancel(context.WithoutCancel(ctx))
 	watching.Go(func() { a.runBook.follow(watchCtx, a.log) })

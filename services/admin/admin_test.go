@@ -366,6 +366,9 @@ type fixture struct {
 
 	doomedIndex, doomedVideo, doomedPrompt string // for those who delete
 	goneIndex, goneVideo                   string // deleted already
+	spare                                  string // a connector that nothing uses
+	calm                                   string // an index whose automation nobody pauses
+	cutLetter, letter                      string // dead letters: one that is not whole, one that is
 }
 
 const schema = `{"type":"object","properties":{"a<b":{"type":"string"}}}`
@@ -375,9 +378,12 @@ func (w *world) fixture() fixture {
 	ctx := w.t.Context()
 	var f fixture
 	f.connector = w.do("POST", "/connectors/dir", obj{"name": "Inbox", "path": "/allowed/inbox"}).want(201).str("connector_id")
+	f.spare = w.do("POST", "/connectors/s3", s3Body()).want(201).str("connector_id")
 	f.index = w.do("POST", "/indexes", obj{"name": "Cameras"}).want(201).str("index_id")
 	f.prompt = w.do("POST", "/prompts", obj{"name": "Log", "prompt_text": "Say what is there.", "json_schema": json.RawMessage(schema)}).want(201).str("prompt_id")
 	w.do("PUT", "/indexes/"+f.index+"/automations/import", obj{"connector_id": f.connector, "debounce_interval": "5m", "prompt_preset": obj{"prompt_id": f.prompt}}).want(200)
+	f.calm = w.do("POST", "/indexes", obj{"name": "Calm"}).want(201).str("index_id")
+	w.do("PUT", "/indexes/"+f.calm+"/automations/import", obj{"connector_id": f.connector, "source_prefix": "calm/", "debounce_interval": "5m", "prompt_preset": nil}).want(200)
 
 	now := time.Now().UTC()
 	f.job = event.JobOfWindow(event.AutomationOfIndex(f.index), "w_1")
@@ -419,6 +425,10 @@ func (w *world) fixture() fixture {
 		{Medium: event.Medium{ID: doomed, Index: f.doomedIndex, Path: "doomed.mp4", State: event.MediumImported, URI: "gs://b/k", CreatedAt: now}},
 		{Medium: event.Medium{ID: goneID, Index: f.doomedIndex, Path: "gone.mp4", State: event.MediumDeleted, CreatedAt: now}},
 	})...))
+	must(w.t, w.bus.Bury(ctx, event.Dead{Consumer: "c", Subject: w.bus.Subject("notification", f.connector), Reason: "why", Stage: "decode", Cut: true, Data: []byte("x")}))
+	must(w.t, w.bus.Bury(ctx, event.Dead{Consumer: "c", Subject: w.bus.Subject("notification", f.connector), Reason: "why", Stage: "decode", Data: []byte("x")}))
+	dead := w.do("GET", "/dead", nil).want(200)
+	f.letter, f.cutLetter = dead.str("data", 0, "dead_id"), dead.str("data", 1, "dead_id")
 	w.sources.set(f.connector, nil, bucket.Object{Path: "cams/a & b.mp4", Size: 10, ModTime: now}, bucket.Object{Path: "cams/README", Size: 1, ModTime: now})
 	return f
 }

@@ -43,7 +43,8 @@ type connector struct {
 	Bucket         *string  `json:"bucket"`
 	Region         *string  `json:"region"`
 	Project        *string  `json:"gcp_project_id"`
-	EndpointURL    *string  `json:"endpoint_url" doc:"gcs: a server other than Google's"`
+	EndpointURL    *string  `json:"endpoint_url" doc:"gcs, s3: a server other than the provider's own"`
+	ForcePathStyle bool     `json:"force_path_style" doc:"s3: the bucket stands in the path and not in the host name"`
 	Subscription   *string  `json:"subscription" doc:"gcs: the Pub/Sub subscription that notifications are pulled from"`
 	StorageAccount *string  `json:"storage_account"`
 	Container      *string  `json:"container"`
@@ -59,6 +60,7 @@ func viewConnector(c store.Connector) connector {
 		ID: c.ID, Name: c.Name, Provider: c.Provider, Status: c.Status,
 		Scopes: append(make([]string, 0, len(c.Scopes)), c.Scopes...), ImportMode: string(c.ImportMode),
 		ExportBasePath: orNull(c.ExportBasePath), Path: orNull(c.Path), Bucket: orNull(c.Bucket),
+		Region: orNull(c.Region), StorageAccount: orNull(c.StorageAccount), Container: orNull(c.Container), ForcePathStyle: c.ForcePathStyle,
 		Project: orNull(c.Project), EndpointURL: orNull(c.EndpointURL), Subscription: orNull(c.Subscription),
 		CreatedAt: stampOrNull(c.CreatedAt), UpdatedAt: stampOrNull(c.UpdatedAt),
 		LastTestedAt: stampOrNull(c.LastTestedAt), LastTestResult: orNull(c.LastTestResult), LastTestError: orNull(c.LastTestError),
@@ -190,7 +192,7 @@ func (a *Admin) importable(ctx context.Context, id string) (store.Connector, err
 		return c, newProblem(http.StatusConflict, "connector_scope_missing", "The connector %s lacks the scope import.", id).
 			with("connector_id", id).with("required_scope", scopeImport)
 	}
-	return c, nil
+	return c, noDriver(c)
 }
 
 func disabled(id string) error {
@@ -261,6 +263,8 @@ func remedy(c store.Connector, err error) string {
 		return fmt.Sprintf(format, args...) + " (" + shortened(err.Error()) + ")"
 	}
 	switch bucket.ClassOf(err) {
+	case bucket.ClassUnsupported:
+		return noDriverText(c.Provider)
 	case bucket.ClassNoBucket:
 		if c.Provider == "dir" {
 			return say("The %s does not exist: create it, or make a connector for another one.", place)
@@ -302,6 +306,9 @@ func (a *Admin) browse(ctx context.Context, in *browseConnector) (*body[[]cloudF
 	}
 	if c.Status == connectorDisabled {
 		return nil, disabled(c.ID)
+	}
+	if err := noDriver(c); err != nil {
+		return nil, err
 	}
 	selects, err := compilePattern("pattern", in.Body.Prefix, in.Body.Pattern, value(in.Body.Recursive, true))
 	if err != nil {

@@ -9,7 +9,6 @@ import (
 	"mime"
 	"mime/multipart"
 	"net/http"
-	"net/url"
 	"regexp"
 	"strings"
 	"unicode/utf8"
@@ -108,12 +107,7 @@ func checkGCS(c store.Connector, form connectorForm) error {
 	if c.ImportMode != event.All && c.ImportMode != event.NewOnly {
 		f.add("import_mode", "must be all or new_only")
 	}
-	if c.EndpointURL != "" {
-		u, err := url.Parse(c.EndpointURL)
-		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.User != nil {
-			f.add("endpoint_url", "must be an http or https URL without a user, such as https://storage.example.com/storage/v1/")
-		}
-	}
+	checkEndpoint(&f, c.EndpointURL)
 	if c.Subscription != "" && !subscriptionName.MatchString(c.Subscription) {
 		f.add("subscription", "must be projects/PROJECT/subscriptions/NAME")
 	}

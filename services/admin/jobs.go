@@ -37,6 +37,7 @@ type importJob struct {
 	ImportMode   string              `json:"import_mode" enum:"all,new_only"`
 	Automation   *string             `json:"automation_id"`
 	Origin       string              `json:"origin" enum:"manual,automation,attachment"`
+	RetryOf      *string             `json:"retry_of" doc:"the job whose files this one tries again"`
 	ErrorMessage *string             `json:"error_message"`
 	CreatedAt    *string             `json:"created_at" format:"date-time"`
 	StartedAt    *string             `json:"started_at" format:"date-time"`
@@ -62,6 +63,7 @@ func viewJob(j store.Job) importJob {
 		},
 		VideoIDs: make([]string, 0), FailedFiles: make([]map[string]string, 0), SkippedFiles: make([]map[string]string, 0),
 		ImportMode: string(j.Mode), Automation: orNull(j.Automation), Origin: cmp.Or(j.Origin, store.Manual),
+		RetryOf:      orNull(j.RetryOf),
 		ErrorMessage: orNull(j.Error),
 		CreatedAt:    stampOrNull(j.CreatedAt), StartedAt: stampOrNull(j.StartedAt), CompletedAt: stampOrNull(j.EndedAt),
 	}
@@ -133,6 +135,11 @@ func (a *Admin) createJob(ctx context.Context, in *newJob) (*body[importJob], er
 		Mode:   cmp.Or(event.ImportMode(b.ModeOverride), c.ImportMode, event.All),
 		Status: store.JobPending, CreatedAt: time.Now().UTC(),
 	}
+	return a.startJob(ctx, job)
+}
+
+// startJob asks for a job and puts it on record. Without the record the request makes one when it is planned.
+func (a *Admin) startJob(ctx context.Context, job store.Job) (*body[importJob], error) {
 	if _, repeatable := operationOf(ctx); repeatable {
 		// A job that this request recorded before was asked for before. To ask again might plan it again.
 		switch made, _, err := a.jobs.Get(ctx, job.ID); {
@@ -145,7 +152,7 @@ func (a *Admin) createJob(ctx context.Context, in *newJob) (*body[importJob], er
 	if err := a.requestJob(ctx, job); err != nil {
 		return nil, err
 	}
-	_, _, err = a.jobs.Modify(ctx, job.ID, func(j *store.Job) error {
+	_, _, err := a.jobs.Modify(ctx, job.ID, func(j *store.Job) error {
 		if j.ID != "" { // it is being planned already
 			return store.ErrUnchanged
 		}
@@ -161,7 +168,7 @@ func (a *Admin) createJob(ctx context.Context, in *newJob) (*body[importJob], er
 func (a *Admin) requestJob(ctx context.Context, j store.Job) error {
 	data, err := json.Marshal(event.JobRequested{
 		Job: j.ID, Lane: j.Lane, Index: j.Index, Connector: j.Connector, Prefix: j.Prefix, Pattern: j.Pattern,
-		Recursive: j.Recursive, Mode: j.Mode, RequestedAt: j.CreatedAt,
+		Recursive: j.Recursive, Mode: j.Mode, Preset: j.Preset, RetryOf: j.RetryOf, RetryPath: j.RetryPath, RequestedAt: j.CreatedAt,
 	})
 	if err != nil {
 		return err

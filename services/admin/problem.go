@@ -85,6 +85,8 @@ func notFound(thing, id string) *problemError {
 	switch thing {
 	case "import_job":
 		member = "job_id"
+	case "dead_letter":
+		member = "dead_id"
 	case "prompt_run":
 		member = "run_id"
 	case "api_key":
@@ -146,6 +148,8 @@ var reworded = []struct {
 	{regexp.MustCompile(`^(?:expected|invalid) (string|boolean|number)$`), "must be a $1"},
 	{regexp.MustCompile(`^(?:expected|invalid) (integer|array|object)$`), "must be an $1"},
 	{regexp.MustCompile(`^expected length >= (\d+)$`), "must have at least $1 characters"},
+	{regexp.MustCompile(`^expected array length >= (\d+)$`), "must have at least $1 items"},
+	{regexp.MustCompile(`^expected array length <= (\d+)$`), "must have at most $1 items"},
 	{regexp.MustCompile(`^expected length <= (\d+)$`), "must have at most $1 characters"},
 	{regexp.MustCompile(`^expected array length >= (\d+)$`), "must have at least $1 elements"},
 	{regexp.MustCompile(`^expected array length <= (\d+)$`), "must have at most $1 elements"},

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"millrace/shared/event"
 	"millrace/shared/store"
@@ -24,6 +25,7 @@ type probe struct {
 	unknown []string // the same path for things that do not exist
 	body    func(fixture) any
 	multi   bool
+	stream  bool // the answer has no end
 	ok      int
 	emptyOK bool // a request without a body will do
 	wrong   []obj
@@ -32,7 +34,7 @@ type probe struct {
 	// the path.
 	fresh   func(w *world, f fixture) string
 	freshOK int
-	never   bool // it has no success on this server
+	never   bool // it has no success on this server, or none that can be told a second time
 }
 
 const gone = "nothing_1"
@@ -92,6 +94,9 @@ var badRuns = []obj{
 func probes() map[string]probe {
 	jobBody := func(f fixture) any { return obj{"connector_id": f.connector, "index_id": f.index} }
 	automation := func(f fixture) string { return "/indexes/" + f.index + "/automations/import" }
+	calm := func(verb string) func(f fixture) string {
+		return func(f fixture) string { return "/indexes/" + f.calm + "/automations/import/" + verb }
+	}
 	return map[string]probe{
 		"GET /auth/validate":       {scope: "none", path: at("/auth/validate"), ok: 204},
 		"GET /rate-limit/status":   {scope: "none", path: at("/rate-limit/status"), ok: 200, read: "rate limits"},
@@ -104,7 +109,15 @@ func probes() map[string]probe {
 		"POST /connectors/dir": {scope: "write", path: at("/connectors/dir"), ok: 201, read: "connector",
 			body:  func(fixture) any { return obj{"name": "n", "path": "/allowed/x", "scopes": nil, "import_mode": nil} },
 			wrong: []obj{{"name": 5, "path": "/allowed"}, {"name": "", "path": "/allowed"}, {"name": "n", "path": "/allowed", "scopes": "import"}, {"name": "n", "path": "/allowed", "scopes": []string{"x"}}, {"name": "n", "path": "/allowed", "import_mode": "x"}, {"path": "/allowed"}, {"name": "n"}, {"name": "n", "path": "/etc"}}},
-		"POST /connectors/gcs":                 {scope: "write", path: at("/connectors/gcs"), multi: true, ok: 201, read: "connector"},
+		"POST /connectors/gcs": {scope: "write", path: at("/connectors/gcs"), multi: true, ok: 201, read: "connector"},
+		"POST /connectors/s3": {scope: "write", path: at("/connectors/s3"), ok: 201, read: "connector", body: func(fixture) any { return s3Body() },
+			wrong: []obj{without(s3Body(), "name"), without(s3Body(), "region"), without(s3Body(), "aws_secret_access_key"), merged(s3Body(), obj{"bucket": "s3://b"}), merged(s3Body(), obj{"bucket": 5}), merged(s3Body(), obj{"aws_access_key_id": ""}), merged(s3Body(), obj{"scopes": []string{"x"}}), merged(s3Body(), obj{"endpoint_url": "ftp://x"}), merged(s3Body(), obj{"endpoint_url": "https://u:p@x"})}},
+		"POST /connectors/azure": {scope: "write", path: at("/connectors/azure"), ok: 201, read: "connector", body: func(fixture) any { return azureBody() },
+			wrong: []obj{without(azureBody(), "container"), without(azureBody(), "tenant_id"), without(azureBody(), "client_secret"), merged(azureBody(), obj{"storage_account": "a/b"}), merged(azureBody(), obj{"import_mode": "some"})}},
+		"PATCH /connectors/{connector_id}": {scope: "write", path: func(f fixture) string { return "/connectors/" + f.connector }, unknown: []string{"/connectors/" + gone, "/connectors/*"}, ok: 200, emptyOK: true, read: "connector",
+			body:  func(fixture) any { return obj{"name": "n", "scopes": nil} },
+			wrong: []obj{{"name": ""}, {"name": 5}, {"scopes": []string{}}, {"scopes": "import"}, {"import_mode": "x"}, {"path": "/allowed/y"}, {"bucket": "b"}, {"provider": 5}, {"aws_access_key_id": "k"}}},
+		"DELETE /connectors/{connector_id}":    {scope: "admin", path: func(f fixture) string { return "/connectors/" + f.spare }, unknown: []string{"/connectors/" + gone, "/connectors/*"}, ok: 200, emptyOK: true, read: "message"},
 		"GET /connectors":                      {scope: "read", path: at("/connectors"), ok: 200, read: "[connector"},
 		"GET /connectors/{connector_id}":       {scope: "read", path: func(f fixture) string { return "/connectors/" + f.connector }, unknown: []string{"/connectors/" + gone, "/connectors/*", "/connectors/%3E", "/connectors/a.b"}, ok: 200, read: "connector"},
 		"POST /connectors/{connector_id}/test": {scope: "write", path: func(f fixture) string { return "/connectors/" + f.connector + "/test" }, unknown: []string{"/connectors/" + gone + "/test"}, ok: 200, emptyOK: true, read: "test"},
@@ -122,6 +135,17 @@ func probes() map[string]probe {
 			}, wrong: []obj{{"debounce_interval": "5m", "prompt_preset": nil}, {"connector_id": "c", "prompt_preset": nil}}},
 		"POST /indexes/{index_id}/automations/import/pause":  {scope: "write", path: func(f fixture) string { return automation(f) + "/pause" }, unknown: []string{"/indexes/" + gone + "/automations/import/pause"}, ok: 200, emptyOK: true, read: "automation"},
 		"POST /indexes/{index_id}/automations/import/resume": {scope: "write", path: func(f fixture) string { return automation(f) + "/resume" }, unknown: []string{"/indexes/" + gone + "/automations/import/resume"}, ok: 200, emptyOK: true, read: "automation"},
+		"GET /automations": {scope: "read", path: at("/automations?limit=1"), ok: 200, read: "page watched"},
+		"POST /indexes/{index_id}/automations/import/flush": {scope: "write", path: calm("flush"), unknown: []string{"/indexes/" + gone + "/automations/import/flush"}, ok: 200, emptyOK: true, read: "watched"},
+		"POST /indexes/{index_id}/automations/import/drop":  {scope: "write", path: calm("drop"), unknown: []string{"/indexes/" + gone + "/automations/import/drop"}, ok: 200, emptyOK: true, read: "watched"},
+		"POST /indexes/{index_id}/automations/import/extend": {scope: "write", path: calm("extend"), unknown: []string{"/indexes/" + gone + "/automations/import/extend"}, ok: 409,
+			fresh: func(w *world, f fixture) string {
+				index := w.do("POST", "/indexes", obj{"name": "Busy"}).want(201).str("index_id")
+				w.do("PUT", "/indexes/"+index+"/automations/import", obj{"connector_id": f.connector, "debounce_interval": "5m", "prompt_preset": nil}).want(200)
+				w.arrive(index, "cams/fresh.mp4", time.Now())
+				return "/indexes/" + index + "/automations/import/extend"
+			}, freshOK: 200, body: func(fixture) any { return obj{"by": "10m"} },
+			wrong: []obj{{"by": "soon"}, {"by": 5}, {"by": "0s"}, {"by": "31d"}, {"until": "tomorrow"}, {"until": "2999-01-01T00:00:00Z"}, {"by": "1h", "until": "2026-03-01T10:00:00Z"}}},
 		"POST /prompts": {scope: "write", path: at("/prompts"), ok: 201, read: "prompt",
 			body: func(fixture) any {
 				return obj{"name": "abc", "prompt_text": "0123456789", "json_schema": obj{"type": "object"}, "video_level": nil, "execution_config": obj{"x": 1}}
@@ -136,6 +160,11 @@ func probes() map[string]probe {
 			fresh: func(w *world, f fixture) string {
 				return "/import-jobs/" + w.do("POST", "/import-jobs", jobBody(f)).want(202).str("job_id") + "/cancel"
 			}, freshOK: 200},
+		"GET /import-jobs/{job_id}/files":         {scope: "read", path: func(f fixture) string { return "/import-jobs/" + f.job + "/files?state=FAILED&limit=1" }, unknown: []string{"/import-jobs/" + gone + "/files"}, ok: 200, read: "page job file"},
+		"POST /import-jobs/{job_id}/retry":        {scope: "write", path: func(f fixture) string { return "/import-jobs/" + f.job + "/retry" }, unknown: []string{"/import-jobs/" + gone + "/retry"}, ok: 400, emptyOK: true, never: true},
+		"POST /import-jobs/{job_id}/retry-failed": {scope: "write", path: func(f fixture) string { return "/import-jobs/" + f.job + "/retry-failed" }, unknown: []string{"/import-jobs/" + gone + "/retry-failed"}, ok: 202, emptyOK: true, read: "job"},
+		"POST /import-jobs/{job_id}/files/retry": {scope: "write", path: func(f fixture) string { return "/import-jobs/" + f.job + "/files/retry" }, unknown: []string{"/import-jobs/" + gone + "/files/retry"}, ok: 202, read: "job",
+			body: func(fixture) any { return obj{"path": "cams/c.mov"} }, wrong: []obj{{"path": ""}, {"path": 5}, {"path": nil}}},
 		"GET /prompt-runs":                    {scope: "read", path: at("/prompt-runs?limit=1"), ok: 200, read: "[run"},
 		"GET /prompt-runs/{run_id}":           {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run }, unknown: []string{"/prompt-runs/" + gone}, ok: 200, read: "run"},
 		"GET /prompt-runs/{run_id}/results":   {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run + "/results?video_id=" + f.video }, unknown: []string{"/prompt-runs/" + gone + "/results?video_id=vid_x"}, ok: 200, read: "page result"},
@@ -187,7 +216,13 @@ func probes() map[string]probe {
 		"GET /workflow/runs/{run_id}/results": {scope: "read", path: func(f fixture) string {
 			return "/workflow/runs/" + f.run + "/results?result_level=video&view=unfiltered"
 		}, unknown: []string{"/workflow/runs/" + gone + "/results"}, ok: 200, read: "workflow page"},
-		"GET /videos/{video_id}":             {scope: "read", path: func(f fixture) string { return "/videos/" + f.video }, unknown: []string{"/videos/" + gone, "/videos/vid_00000000000000000000000000_0000000000000000"}, ok: 200, read: "video"},
+		"GET /videos/{video_id}": {scope: "read", path: func(f fixture) string { return "/videos/" + f.video }, unknown: []string{"/videos/" + gone, "/videos/vid_00000000000000000000000000_0000000000000000"}, ok: 200, read: "video"},
+		"GET /events":            {scope: "read", path: at("/events?type=import_job.*,media.created&index_id=idx_1"), stream: true, ok: 200},
+		"GET /explain": {scope: "read", path: func(f fixture) string { return "/explain?path=cams%2Fa%20%26%20b.mp4&connector_id=" + f.connector },
+			unknown: []string{"/explain?path=x&connector_id=" + gone, "/explain?path=x&connector_id=*"}, ok: 200, read: "explanation"},
+		"GET /dead": {scope: "read", path: at("/dead?limit=1"), ok: 200, read: "page dead"},
+		"POST /dead/{dead_id}/replay": {scope: "write", path: func(f fixture) string { return "/dead/" + f.cutLetter + "/replay" }, unknown: []string{"/dead/" + gone + "/replay", "/dead/dead_zzzzzz_000000000000/replay"}, ok: 409, emptyOK: true, never: true},
+		"DELETE /dead/{dead_id}":             {scope: "admin", path: func(f fixture) string { return "/dead/" + f.letter }, unknown: []string{"/dead/" + gone, "/dead/dead_1_000000000000", "/dead/dead_zzzzzz_000000000000"}, ok: 200, emptyOK: true, read: "message"},
 		"POST /notifications/{connector_id}": {scope: "write", path: func(f fixture) string { return "/notifications/" + f.connector }, unknown: []string{"/notifications/" + gone}, ok: 200, body: func(fixture) any { return obj{"message": obj{}} }, read: "message"},
 	}
 }
@@ -240,7 +275,7 @@ func (p probe) repeated(w *world, name string, f fixture) {
 	}
 	replayed := func(a answer) bool { return a.header.Get("Idempotent-Replayed") != "" }
 	if method == "GET" || method == "DELETE" {
-		if p.fresh == nil { // the key means nothing here
+		if p.fresh == nil && !p.stream { // the key means nothing here
 			send(path, "", "key-1:a", nil)
 			if replayed(send(path, "", "key-1:a", nil)) {
 				t.Errorf("%s: a kept answer", name)
@@ -343,6 +378,9 @@ func (p probe) send(w *world, name, path string, f fixture, with request) answer
 		raw, ct := gcsForm(w.t, account(nil), gcsParts...)
 		with.raw, with.header = raw, map[string]string{"Content-Type": ct}
 	}
+	if p.stream {
+		return w.glimpse(path, with)
+	}
 	var body any
 	if p.body != nil {
 		body = p.body(f)
@@ -425,7 +463,7 @@ func TestNoSuchRoute(t *testing.T) {
 	for _, path := range []string{"//nowhere", "/nowhere", "/indexes/", "/connectors//test", "//api/v2/../v2/indexes", "//api//v2/indexes", "/indexes/%2e%2e/x/y"} {
 		w.do("GET", path, nil).refused(404, "route_not_found")
 	}
-	for method, path := range map[string]string{"DELETE": "/indexes", "PATCH": "/connectors/x", "GET": "/connectors/x/test", "OPTIONS": "/indexes"} {
+	for method, path := range map[string]string{"DELETE": "/indexes", "PATCH": "/indexes", "GET": "/connectors/x/test", "OPTIONS": "/indexes"} {
 		a := w.do(method, path, nil).refused(405, "method_not_allowed")
 		if a.header.Get("Allow") == "" {
 			t.Errorf("%s %s: no Allow", method, path)
@@ -465,7 +503,13 @@ var models = map[string]model{
 	"usage breakdown": {required: words("user_id breakdown")},
 	"job": {required: words("job_id connector_id target_index_id source_prefix status progress file_pattern recursive video_ids failed_files skipped_files"),
 		arrays: words("video_ids failed_files skipped_files"), strings: words("failed_files skipped_files"), members: map[string]string{"progress": "progress"}},
-	"progress": {required: words("total_files imported failed skipped bytes_transferred")},
+	"explanation": {required: words("connector_id path verdict automations steps"), arrays: words("automations steps"), members: map[string]string{"automations": "[interest", "steps": "[step"}},
+	"interest":    {required: words("automation_id index_id matches reason outcome")},
+	"step":        {required: words("at step text")},
+	"dead":        {required: words("dead_id service consumer stream subject reason stage delivered at data_bytes cut")},
+	"watched":     {required: words("automation"), members: map[string]string{"automation": "automation"}},
+	"job file":    {required: words("path version connector_id size_bytes state bytes_transferred attempts")},
+	"progress":    {required: words("total_files imported failed skipped bytes_transferred")},
 	"video": {required: words("video_id title video_uri status created_at updated_at media_type marker"),
 		members: map[string]string{"processing_status": "[media run"}},
 	"media run": {required: words("run_id status total_segments pending_segments processing_segments successful_segments failed_segments segments"), arrays: words("segments")},

@@ -41,11 +41,11 @@ func ask(t event.Task, versions []store.Entry) answer {
 		switch {
 		case e.State == event.MediumImported && e.Job == t.Job:
 			a.imported = &e
-		case e.State == event.MediumSkipped:
+		case e.State == event.MediumSkipped && !t.Again:
 			a.skip, a.detail = event.SkipReason(e.Reason), e.Error
 		case e.State == event.MediumBaseline:
 			a.skip = event.Baseline
-		case e.State != event.MediumFailed:
+		case e.State != event.MediumFailed && e.State != event.MediumSkipped:
 			a.skip = event.AlreadyImported // also what a person deleted: it does not come back by itself
 		}
 	}

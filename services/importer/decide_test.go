@@ -27,7 +27,8 @@ func TestAsk(t *testing.T) {
 	}
 	skipped := entry("2", event.MediumSkipped, "job_0")
 	skipped.Reason = string(event.UnsupportedType)
-	manual, all, hiddenTask := task, task, task
+	manual, all, hiddenTask, again := task, task, task, task
+	again.Again, again.Automation = true, ""
 	manual.Automation = ""
 	all.Mode = event.All
 	hiddenTask.Path = "a/.b.mp4"
@@ -45,6 +46,9 @@ func TestAsk(t *testing.T) {
 		"this version by this very job": {task: task, entries: []store.Entry{entry("2", event.MediumImported, "job_1")}, again: true, revision: 9},
 		"this version deleted":          {task: task, entries: []store.Entry{entry("2", event.MediumDeleted, "job_0")}, skip: event.AlreadyImported, revision: 9},
 		"this version skipped":          {task: task, entries: []store.Entry{skipped}, skip: event.UnsupportedType, revision: 9},
+		"this version skipped, again":   {task: again, entries: []store.Entry{skipped}, revision: 9},
+		"this version deleted, again":   {task: again, entries: []store.Entry{entry("2", event.MediumDeleted, "job_0")}, skip: event.AlreadyImported, revision: 9},
+		"this version imported, again":  {task: again, entries: []store.Entry{entry("2", event.MediumImported, "job_0")}, skip: event.AlreadyImported, revision: 9},
 		"this version failed":           {task: task, entries: []store.Entry{entry("2", event.MediumFailed, "job_0")}, revision: 9},
 		"baseline, automation":          {task: task, entries: []store.Entry{entry("2", event.MediumBaseline, "")}, skip: event.Baseline, revision: 9},
 		"baseline, by hand":             {task: manual, entries: []store.Entry{entry("2", event.MediumBaseline, "")}, revision: 9},

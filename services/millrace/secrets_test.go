@@ -22,6 +22,7 @@ import (
 // the data folder (I12).
 func TestSecretsStayInside(t *testing.T) {
 	const key, token, marker = "PLANTED-api-key-8f2c1b", "PLANTED-nats-token-77aa", "PLANTED-inside-the-credentials"
+	const cloudKey = "PLANTED-key-of-another-cloud"
 	storage := gcstest.Start(t, "bucket")
 	storage.Put("bucket", "cloud.mp4", sample(t, "video.mp4"))
 	var account map[string]string
@@ -33,7 +34,7 @@ func TestSecretsStayInside(t *testing.T) {
 	if len(private) < 40 {
 		t.Fatalf("not a line of a private key: %q", private)
 	}
-	secrets := map[string]string{"API key": key, "NATS token": token, "credentials": marker, "private key": private}
+	secrets := map[string]string{"API key": key, "NATS token": token, "credentials": marker, "private key": private, "cloud key": cloudKey}
 
 	listen := freeAddr(t)
 	// The executor's command prints its whole environment, which is where a key may come from too.
@@ -80,6 +81,24 @@ func TestSecretsStayInside(t *testing.T) {
 	create(fmt.Appendf(nil, `{"type":%q}`, marker)) // not of a service account
 	broken := create(bytes.Replace(credentials, []byte("-----BEGIN"), []byte("-----BEGAN"), 1))
 
+	for _, c := range []struct{ method, path, body string }{
+		{"POST", "/connectors/s3", `{"name":"S","bucket":"b","region":"r","aws_access_key_id":%q,"aws_secret_access_key":%[1]q}`},
+		{"POST", "/connectors/s3", `{"name":5,"bucket":%q,"region":"r","aws_access_key_id":%[1]q,"aws_secret_access_key":{"x":%[1]q},"endpoint_url":"https://u:%[1]s@h"}`},
+		{"POST", "/connectors/azure", `{"name":"A","storage_account":"a","container":"c","tenant_id":%q,"client_id":%[1]q,"client_secret":%[1]q}`},
+		{"PATCH", "/connectors/" + cloud, `{"aws_secret_access_key":%q}`},
+		{"PATCH", "/connectors/" + cloud, `{"credentials_file":{"type":"service_account","private_key":%q}}`},
+	} {
+		res := call(c.method, "/api/v2"+c.path, nil, fmt.Appendf(nil, c.body, cloudKey))
+		var made struct {
+			ID string `json:"connector_id"`
+		}
+		must(t, json.Unmarshal(res.body, &made))
+		if made.ID != "" {
+			call("POST", "/api/v2/connectors/"+made.ID+"/test", nil, nil)
+			call("POST", "/api/v2/connectors/"+made.ID+"/browse", nil, nil)
+		}
+	}
+
 	p.automate(p.index, "1s", nil)
 	p.drop("here.mp4", sample(t, "video.mp4"))
 	j := p.nthJob(1)
@@ -105,6 +124,7 @@ func TestSecretsStayInside(t *testing.T) {
 	for _, path := range []string{
 		"/api/v2/connectors", "/api/v2/connectors/" + cloud, "/api/v2/indexes", "/api/v2/import-jobs", "/api/v2/prompt-runs",
 		"/api/v2/indexes/" + p.index + "/videos", "/api/v2/indexes/" + p.index + "/automations/import", "/openapi.json",
+		"/api/v2/automations", "/api/v2/dead", "/api/v2/explain?path=cloud.mp4&connector_id=" + cloud, "/api/v2/import-jobs/" + j.ID + "/files",
 		"/metrics", "/readyz", "/healthz",
 	} {
 		call("GET", path, nil, nil)

@@ -30,6 +30,7 @@ type planner struct {
 	jobs    *store.Register[store.Job]
 	indexes *store.Register[store.Index]
 	ledger  *store.Ledger
+	docs    *store.Documents
 	sources Sources
 	metrics metrics
 	log     *slog.Logger
@@ -64,9 +65,12 @@ func (p *planner) handle(ctx context.Context, d *bus.Delivery) error {
 
 // plan does what is missing and says how that ended.
 func (p *planner) plan(ctx context.Context, req event.JobRequested) (outcome string, err error) {
-	if req.Automation != "" {
+	switch {
+	case req.RetryOf != "":
+		outcome, err = p.again(ctx, req)
+	case req.Automation != "":
 		outcome, err = p.window(ctx, req)
-	} else {
+	default:
 		outcome, err = p.oneTime(ctx, req)
 	}
 	var lasting *lastingError
@@ -178,9 +182,7 @@ func (p *planner) oneTime(ctx context.Context, req event.JobRequested) (string, 
 	if err != nil {
 		return "", err
 	}
-	if _, _, err := p.indexes.Get(ctx, req.Index); errors.Is(err, store.ErrNotFound) {
-		return "", &lastingError{fmt.Sprintf("index %s no longer exists", req.Index)}
-	} else if err != nil {
+	if err := p.checkIndex(ctx, req.Index); err != nil {
 		return "", err
 	}
 	selects, err := match.Compile(req.Prefix, req.Pattern, req.Recursive)
@@ -200,6 +202,14 @@ func (p *planner) oneTime(ctx context.Context, req event.JobRequested) (string, 
 		}
 	}
 	return done, pl.finish(ctx)
+}
+
+func (p *planner) checkIndex(ctx context.Context, id string) error {
+	_, _, err := p.indexes.Get(ctx, id)
+	if errors.Is(err, store.ErrNotFound) {
+		return &lastingError{fmt.Sprintf("index %s no longer exists", id)}
+	}
+	return err
 }
 
 // lasting turns what a storage will always say into the reason of a failed job.
@@ -267,6 +277,8 @@ func newJob(req event.JobRequested, now time.Time) store.Job {
 		Recursive:  req.Recursive,
 		Mode:       req.Mode,
 		Preset:     req.Preset,
+		RetryOf:    req.RetryOf,
+		RetryPath:  req.RetryPath,
 		CreatedAt:  req.RequestedAt,
 	}
 	if req.Automation != "" {
@@ -449,6 +461,7 @@ func (pl *plan) send(ctx context.Context, tasks map[string]task) error {
 		data, err := json.Marshal(event.Task{
 			Job: pl.req.Job, Lane: pl.req.Lane, Index: pl.req.Index, Connector: t.connector,
 			Automation: pl.req.Automation, Mode: pl.req.Mode, Object: t.Object, FileSeq: t.seq, Fresh: t.fresh,
+			Again: pl.req.RetryOf != "",
 		})
 		if err != nil {
 			return fmt.Errorf("encode task: %w", err)

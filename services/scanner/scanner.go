@@ -186,6 +186,10 @@ func (s *Scanner) open(ctx context.Context) (*parts, error) {
 	if err != nil {
 		return nil, err
 	}
+	docs, err := store.OpenDocuments(ctx, b)
+	if err != nil {
+		return nil, err
+	}
 	leases, err := store.OpenLeases(ctx, b, s.env.Instance)
 	if err != nil {
 		return nil, err
@@ -198,7 +202,7 @@ func (s *Scanner) open(ctx context.Context) (*parts, error) {
 		config: c,
 		notify: &notifications{bus: b, config: c, arrivals: a, sources: s.sources, metrics: s.metrics},
 		scans:  sc,
-		plan:   &planner{bus: b, jobs: jobs, indexes: indexes, ledger: store.NewLedger(b), sources: s.sources, metrics: s.metrics, log: log},
+		plan:   &planner{bus: b, jobs: jobs, indexes: indexes, ledger: store.NewLedger(b), docs: docs, sources: s.sources, metrics: s.metrics, log: log},
 		follow: &followers{bus: b, config: c, scans: sc, leases: leases, sources: s.sources, pubsub: s.cfg.PubSubEndpoint, metrics: s.metrics, log: log},
 	}, nil
 }

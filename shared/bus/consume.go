@@ -188,6 +188,7 @@ func (b *Bus) Bury(ctx context.Context, dead event.Dead) error {
 	if over := len(data) + letterRoom - int(b.nc.MaxPayload()); err == nil && over > 0 {
 		dead.Reason = fmt.Sprintf("%s (of %d bytes of data, what fits is kept)", dead.Reason, len(dead.Data))
 		dead.Data = dead.Data[:max(0, len(dead.Data)-over)] // base64 takes more than a byte for each
+		dead.Cut = true
 		data, err = json.Marshal(dead)
 	}
 	if err != nil {

@@ -73,3 +73,21 @@ func TestOpenRefuses(t *testing.T) {
 		t.Errorf("library none: %v, %v", lib, err)
 	}
 }
+
+// What a record says of its driver is what opening it finds.
+func TestHasDriver(t *testing.T) {
+	o, err := New(Config{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, provider := range []string{"dir", "gcs", "s3", "azure"} {
+		c := store.Connector{ID: "c", Provider: provider, Path: t.TempDir(), Bucket: "b"}
+		src, err := o.Open(t.Context(), c)
+		if err == nil {
+			_ = src.Close()
+		}
+		if unsupported := errors.Is(err, errors.ErrUnsupported); unsupported == c.HasDriver() {
+			t.Errorf("%s: has a driver %v, opening it: %v", provider, c.HasDriver(), err)
+		}
+	}
+}

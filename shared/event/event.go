@@ -83,8 +83,8 @@ const (
 	NewOnly ImportMode = "new_only"
 )
 
-// JobRequested asks the scanner to plan a job: the backlog of a window (Automation, Epoch and LastSeq are set) or a
-// listing (Prefix, Pattern, Recursive).
+// JobRequested asks the scanner to plan a job: the backlog of a window (Automation, Epoch and LastSeq are set), files of
+// a job that has ended (RetryOf), or a listing (Prefix, Pattern, Recursive).
 type JobRequested struct {
 	Job         string          `json:"job_id"`
 	Lane        Lane            `json:"lane"`
@@ -98,6 +98,8 @@ type JobRequested struct {
 	Recursive   bool            `json:"recursive"`
 	Mode        ImportMode      `json:"import_mode"`
 	Preset      json.RawMessage `json:"prompt_preset,omitempty"` // as stored with the automation when the window closed
+	RetryOf     string          `json:"retry_of,omitempty"`      // the job whose files are tried again
+	RetryPath   string          `json:"retry_path,omitempty"`    // of these, the one; "": all that failed
 	RequestedAt time.Time       `json:"requested_at"`
 }
 
@@ -115,6 +117,8 @@ type Task struct {
 	// on them is a compare-and-set.
 	FileSeq uint64 `json:"file_seq,omitempty"`
 	Fresh   bool   `json:"fresh,omitempty"`
+	// Again: a person wants the object tried once more, so what the ledger says of an earlier skip does not count.
+	Again bool `json:"again,omitempty"`
 }
 
 // FileState is where one object of one job stands.
@@ -404,5 +408,6 @@ type Dead struct {
 	Delivered int                 `json:"delivered"`
 	Header    map[string][]string `json:"header,omitempty"`
 	Data      []byte              `json:"data"`
+	Cut       bool                `json:"cut,omitempty"` // data is not whole
 	At        time.Time           `json:"at"`
 }

@@ -213,5 +213,13 @@ func FuzzCompile(f *testing.F) {
 		if m.Match(path) && !strings.HasPrefix(path, prefix) {
 			t.Errorf("%q matches without the prefix %q", path, prefix)
 		}
+		var x Index[int]
+		x.Add("a", m, 1)
+		if found := len(x.Lookup(path)) > 0; found != m.Match(path) {
+			t.Errorf("%q, %q: among many %v, alone %v", pattern, path, found, m.Match(path))
+		}
+		if flat, err := Compile(prefix, pattern, false); err == nil && flat.Match(path) && !m.Match(path) {
+			t.Errorf("%q, %q: matches only without the folders below", pattern, path)
+		}
 	})
 }

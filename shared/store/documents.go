@@ -60,7 +60,25 @@ func WriteLines[T any](ctx context.Context, d *Documents, name string, lines ite
 // ReadLines yields the values of a document, or ErrNotFound.
 func ReadLines[T any](ctx context.Context, d *Documents, name string) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
-		var v T
+		for line, err := range ReadLinesFrom[T](ctx, d, name, 0) {
+			if !yield(line.Value, err) {
+				return
+			}
+		}
+	}
+}
+
+// Line is a value of a document, and the position behind it.
+type Line[T any] struct {
+	Value T
+	Next  int64
+}
+
+// ReadLinesFrom is ReadLines from a position on: 0, or the Next of a line that was read before. What lies before it is
+// passed over without being looked at.
+func ReadLinesFrom[T any](ctx context.Context, d *Documents, name string, from int64) iter.Seq2[Line[T], error] {
+	return func(yield func(Line[T], error) bool) {
+		fail := func(format string, err error) { yield(Line[T]{}, fmt.Errorf(format, name, err)) }
 		// Without a deadline the client waits 5 s for bytes, with one it waits that long.
 		open, cancel := context.WithCancel(context.WithoutCancel(ctx))
 		defer cancel()
@@ -70,11 +88,18 @@ func ReadLines[T any](ctx context.Context, d *Documents, name string) iter.Seq2[
 			err = ErrNotFound
 		}
 		if err != nil {
-			yield(v, fmt.Errorf("document %s: %w", name, err))
+			fail("document %s: %w", err)
 			return
 		}
 		defer func() { _ = o.Close() }()
-		dec := json.NewDecoder(bufio.NewReaderSize(whole{o}, 64<<10))
+		in := bufio.NewReaderSize(whole{o}, 64<<10)
+		if _, err := io.CopyN(io.Discard, in, from); err != nil {
+			if !errors.Is(err, io.EOF) {
+				fail("read document %s: %w", err)
+			}
+			return
+		}
+		dec := json.NewDecoder(in)
 		for {
 			var v T
 			err := dec.Decode(&v)
@@ -82,10 +107,10 @@ func ReadLines[T any](ctx context.Context, d *Documents, name string) iter.Seq2[
 				return
 			}
 			if err != nil {
-				yield(v, fmt.Errorf("read document %s: %w", name, err))
+				fail("read document %s: %w", err)
 				return
 			}
-			if !yield(v, nil) {
+			if !yield(Line[T]{Value: v, Next: from + dec.InputOffset()}, nil) {
 				return
 			}
 		}

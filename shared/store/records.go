@@ -13,17 +13,21 @@ import (
 type Connector struct {
 	ID             string           `json:"connector_id"`
 	Name           string           `json:"name"`
-	Provider       string           `json:"provider"` // dir or gcs
+	Provider       string           `json:"provider"` // dir, gcs, s3 or azure
 	Status         string           `json:"status"`   // active, failed or disabled
 	Scopes         []string         `json:"scopes"`   // import, export
 	ImportMode     event.ImportMode `json:"import_mode"`
 	ExportBasePath string           `json:"export_base_path,omitempty"`
-	Path           string           `json:"path,omitempty"` // dir: absolute
-	Bucket         string           `json:"bucket,omitempty"`
+	Path           string           `json:"path,omitempty"`            // dir: absolute
+	Bucket         string           `json:"bucket,omitempty"`          // gcs, s3
+	Region         string           `json:"region,omitempty"`          // s3
+	StorageAccount string           `json:"storage_account,omitempty"` // azure
+	Container      string           `json:"container,omitempty"`       // azure
 	Project        string           `json:"gcp_project_id,omitempty"`
 	EndpointURL    string           `json:"endpoint_url,omitempty"`
-	Subscription   string           `json:"subscription,omitempty"` // Pub/Sub to pull notifications from: projects/P/subscriptions/S
-	Credentials    string           `json:"credentials,omitempty"`  // sealed, bound to id and field
+	ForcePathStyle bool             `json:"force_path_style,omitempty"` // s3: the bucket stands in the path and not in the host name
+	Subscription   string           `json:"subscription,omitempty"`     // Pub/Sub to pull notifications from: projects/P/subscriptions/S
+	Credentials    string           `json:"credentials,omitempty"`      // sealed, bound to id and field
 	CreatedAt      time.Time        `json:"created_at"`
 	UpdatedAt      time.Time        `json:"updated_at"`
 	LastTestedAt   time.Time        `json:"last_tested_at,omitzero"`
@@ -43,8 +47,13 @@ func (c Connector) HasScope(scope string) bool {
 
 // URI says where the object of path lies, for people and for tools that read the storage themselves.
 func (c Connector) URI(path string) string {
-	if c.Provider == "dir" {
+	switch c.Provider {
+	case "dir":
 		return (&url.URL{Scheme: "file", Path: filepath.Join(c.Path, path)}).String()
+	case "s3":
+		return (&url.URL{Scheme: "s3", Host: c.Bucket, Path: "/" + path}).String()
+	case "azure":
+		return (&url.URL{Scheme: "https", Host: c.StorageAccount + ".blob.core.windows.net", Path: "/" + c.Container + "/" + path}).String()
 	}
 	return (&url.URL{Scheme: "gs", Host: c.Bucket, Path: "/" + path}).String()
 }
@@ -157,6 +166,8 @@ type Job struct {
 	Progress   Progress         `json:"progress"`
 	Cursor     string           `json:"cursor,omitempty"` // a listing goes on behind this path
 	AsOf       uint64           `json:"as_of,omitempty"`  // the progress is true as of this sequence of files
+	RetryOf    string           `json:"retry_of,omitempty"`
+	RetryPath  string           `json:"retry_path,omitempty"` // the one file of RetryOf that is retried; "": all that failed
 	Error      string           `json:"error_message,omitempty"`
 	CreatedAt  time.Time        `json:"created_at"`
 	StartedAt  time.Time        `json:"started_at,omitzero"`

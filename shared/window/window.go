@@ -48,6 +48,9 @@ type Open struct {
 	Count         int       `json:"count"` // for people; the arrivals themselves decide
 	Bytes         int64     `json:"bytes"`
 	ConfigRev     int       `json:"config_rev"` // under which the deadline was set
+	// What a person wishes; see commands.go.
+	NotBefore time.Time `json:"not_before,omitzero"`
+	FlushedAt time.Time `json:"flushed_at,omitzero"`
 }
 
 // Closing is a window whose job is being requested.
@@ -106,6 +109,7 @@ func plan(o Open, cfg Config) *Open {
 	if last := o.OpenedAt.Add(wait); last.Before(o.Deadline) {
 		o.Deadline = last
 	}
+	o.Deadline = o.commanded(o.Deadline)
 	return &o
 }
 
@@ -155,7 +159,7 @@ func Release(r Record, cfg Config, now time.Time) Record {
 	}
 	o := *r.Open
 	o.ConfigRev = cfg.Rev
-	o.Deadline = o.LastArrivalAt.Add(cfg.Interval)
+	o.Deadline = o.commanded(o.LastArrivalAt.Add(cfg.Interval))
 	if o.Deadline.Before(now) {
 		o.Deadline = now.UTC()
 	}

@@ -32,8 +32,13 @@ type CLI struct {
 	Admin         admin.Command         `cmd:"" group:"services" help:"See and steer: the HTTP API."`
 	Worker        worker.Command        `cmd:"" group:"services" help:"Carry prompt runs out with a command per medium."`
 
-	Job jobCommand `cmd:"" group:"client" help:"Import jobs: create, get, watch, cancel."`
-	Key keyCommand `cmd:"" group:"client" help:"API keys: create, ls, revoke. For operators: beside the server, or with its broker."`
+	Job        jobCommand        `cmd:"" group:"client" help:"Import jobs: create, ls, get, watch, cancel, retry, files."`
+	Automation automationCommand `cmd:"" group:"client" help:"Import automations and their windows: ls, get, apply, pause, resume, flush, extend, drop."`
+	Connector  connectorCommand  `cmd:"" group:"client" help:"Connectors: ls, create, test, browse, rm."`
+	Explain    explainCommand    `cmd:"" group:"client" help:"Tell the whole story of one object: why it was imported, or why not."`
+	Dead       deadCommand       `cmd:"" group:"client" help:"Messages that could not be handled: ls, replay, rm."`
+	Events     eventsCommand     `cmd:"" group:"client" help:"Follow events as they happen."`
+	Key        keyCommand        `cmd:"" group:"client" help:"API keys: create, ls, revoke. For operators: beside the server, or with its broker."`
 
 	Bench   benchCommand   `cmd:"" group:"other" help:"Measure every figure beside its yardstick."`
 	Version versionCommand `cmd:"" group:"other" help:"Print the version."`

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/url"
 	"os"
 
 	"millrace/services/millrace/client"
@@ -20,9 +21,12 @@ func (s server) dial() *client.Client { return client.New(s.URL, s.APIKey) }
 
 type jobCommand struct {
 	Create jobCreate `cmd:"" help:"Import what lies under a prefix now. Prints the job."`
+	Ls     jobList   `cmd:"" help:"List jobs, the newest first."`
 	Get    jobGet    `cmd:"" help:"Show a job."`
 	Watch  jobWatch  `cmd:"" help:"Follow a job to its end: a progress bar on a terminal, JSON lines otherwise."`
 	Cancel jobCancel `cmd:"" help:"Cancel a job. What is imported stays."`
+	Retry  jobRetry  `cmd:"" help:"Try the failed files of a job again, or one file that failed or was skipped, as a new job."`
+	Files  jobFiles  `cmd:"" help:"List the files of a job, with attempts and errors."`
 }
 
 type jobCreate struct {
@@ -104,6 +108,80 @@ func (c *jobCancel) Run(ctx context.Context) error {
 		return err
 	}
 	return printJSON(raw)
+}
+
+var (
+	jobColumns = []column{
+		{"JOB", "job_id"}, {"STATUS", "status"}, {"FILES", "progress.total_files"}, {"IMPORTED", "progress.imported"}, {"SKIPPED", "progress.skipped"},
+		{"FAILED", "progress.failed"}, {"CREATED", "created_at"},
+	}
+	jobWide = []column{
+		{"INDEX", "target_index_id"}, {"CONNECTOR", "connector_id"}, {"PREFIX", "source_prefix"}, {"ORIGIN", "origin"}, {"RETRY OF", "retry_of"}, {"ERROR", "error_message"},
+	}
+)
+
+type jobList struct {
+	shown      `embed:""`
+	Status     string `help:"Only jobs of this status." placeholder:"STATUS"`
+	Index      string `help:"Only jobs into this index." placeholder:"ID"`
+	Automation bool   `help:"Only jobs that an automation made."`
+	Limit      int    `help:"The most to list, up to 200." default:"50" placeholder:"N"`
+}
+
+// Run lists jobs.
+func (c *jobList) Run(ctx context.Context) error {
+	query := url.Values{"limit": {fmt.Sprint(c.Limit)}}
+	if c.Status != "" {
+		query.Set("status", c.Status)
+	}
+	if c.Index != "" {
+		query.Set("index_id", c.Index)
+	}
+	if c.Automation {
+		query.Set("automation_only", "true")
+	}
+	return c.do(ctx, http.MethodGet, "/import-jobs?"+query.Encode(), nil, jobColumns, jobWide)
+}
+
+type jobRetry struct {
+	shown `embed:""`
+	ID    string `arg:"" help:"The job, which has ended."`
+	Path  string `help:"One file of it (default: all that failed)." placeholder:"PATH"`
+	Watch bool   `help:"Follow the new job to its end."`
+}
+
+// Run retries files.
+func (c *jobRetry) Run(ctx context.Context) error {
+	path, body := "/import-jobs/"+url.PathEscape(c.ID)+"/retry-failed", any(nil)
+	if c.Path != "" {
+		path, body = "/import-jobs/"+url.PathEscape(c.ID)+"/files/retry", map[string]any{"path": c.Path}
+	}
+	if !c.Watch {
+		return c.post(ctx, path, body, jobColumns, jobWide)
+	}
+	var j client.Job
+	if err := c.dial().Do(ctx, http.MethodPost, path, body, &j); err != nil {
+		return err
+	}
+	return follow(ctx, c.dial(), j.ID)
+}
+
+type jobFiles struct {
+	shown `embed:""`
+	ID    string `arg:"" help:"The job."`
+	State string `help:"Only files in this state: queued, importing, imported, skipped or failed." placeholder:"STATE"`
+	Limit int    `help:"The most to list; 0: all." default:"0" placeholder:"N"`
+}
+
+// Run lists files.
+func (c *jobFiles) Run(ctx context.Context) error {
+	query := url.Values{}
+	if c.State != "" {
+		query.Set("state", c.State)
+	}
+	return c.pages(ctx, "/import-jobs/"+url.PathEscape(c.ID)+"/files", query, c.Limit,
+		[]column{{"PATH", "path"}, {"STATE", "state"}, {"TRIED", "attempts"}, {"REASON", "reason"}, {"ERROR", "error"}},
+		[]column{{"BYTES", "size_bytes"}, {"VIDEO", "video_id"}, {"STARTED", "started_at"}, {"ENDED", "ended_at"}})
 }
 
 func printJSON(raw json.RawMessage) error {

@@ -73,11 +73,7 @@ func (c *Client) Do(ctx context.Context, method, path string, in, out any) error
 	}
 	res, err := c.http.Do(req)
 	if err != nil {
-		var u *url.Error
-		if errors.As(err, &u) && ctx.Err() == nil {
-			return fmt.Errorf("no answer from %s: %w: is `millrace up` running there? (--url)", c.base, u.Err)
-		}
-		return err
+		return c.unreachable(ctx, err)
 	}
 	defer func() { _ = res.Body.Close() }()
 	data, err := io.ReadAll(res.Body)
@@ -85,11 +81,7 @@ func (c *Client) Do(ctx context.Context, method, path string, in, out any) error
 		return fmt.Errorf("read answer: %w", err)
 	}
 	if res.StatusCode >= 300 {
-		p := &Problem{Status: res.StatusCode}
-		if json.Unmarshal(data, &struct{ Error *Problem }{p}) != nil || p.Message == "" {
-			p.Message = fmt.Sprintf("%s %s: %s", method, path, res.Status)
-		}
-		return p
+		return problem(res, method, path, data)
 	}
 	if out == nil || len(data) == 0 {
 		return nil
@@ -98,6 +90,49 @@ func (c *Client) Do(ctx context.Context, method, path string, in, out any) error
 		return fmt.Errorf("decode answer of %s %s: %w", method, path, err)
 	}
 	return nil
+}
+
+// Stream opens a stream of events behind the one with the id last ("": from now on), and passes its body on. It fails with
+// *Problem when the server refuses; how long the stream lasts is up to ctx and to the server.
+func (c *Client) Stream(ctx context.Context, path, last string, each func(io.Reader) error) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+path, http.NoBody)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("X-API-Key", c.key)
+	if last != "" {
+		req.Header.Set("Last-Event-ID", last)
+	}
+	res, err := new(http.Client).Do(req) // no timeout: it has no end
+	if err != nil {
+		return c.unreachable(ctx, err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	if res.StatusCode >= 300 {
+		data, err := io.ReadAll(res.Body)
+		if err != nil {
+			return fmt.Errorf("read answer: %w", err)
+		}
+		return problem(res, http.MethodGet, path, data)
+	}
+	return each(res.Body)
+}
+
+// unreachable says what to do about a server that does not answer.
+func (c *Client) unreachable(ctx context.Context, err error) error {
+	var u *url.Error
+	if errors.As(err, &u) && ctx.Err() == nil {
+		return fmt.Errorf("no answer from %s: %w: is `millrace up` running there? (--url)", c.base, u.Err)
+	}
+	return err
+}
+
+func problem(res *http.Response, method, path string, data []byte) error {
+	p := &Problem{Status: res.StatusCode}
+	if json.Unmarshal(data, &struct{ Error *Problem }{p}) != nil || p.Message == "" {
+		p.Message = fmt.Sprintf("%s %s: %s", method, path, res.Status)
+	}
+	return p
 }
 
 // The parts of the API's objects that the client shows.

@@ -1,0 +1,141 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"millrace/shared/event"
+	"millrace/shared/store"
+)
+
+type newS3Connector struct {
+	Body struct {
+		Name           string   `json:"name" minLength:"1" maxLength:"100"`
+		Scopes         []string `json:"scopes,omitempty" enum:"import,export" nullable:"true" doc:"default [\"import\"]"`
+		ImportMode     string   `json:"import_mode,omitempty" enum:"all,new_only" default:"all"`
+		ExportBasePath string   `json:"export_base_path,omitempty" maxLength:"1024" doc:"prefix under which exports are written"`
+		Bucket         string   `json:"bucket" minLength:"1" maxLength:"222"`
+		Region         string   `json:"region" minLength:"1" maxLength:"64"`
+		AccessKeyID    string   `json:"aws_access_key_id" minLength:"1" maxLength:"256"`
+		SecretKey      string   `json:"aws_secret_access_key" minLength:"1" maxLength:"1024"`
+		EndpointURL    string   `json:"endpoint_url,omitempty" maxLength:"1024" doc:"a compatible store other than Amazon's"`
+		ForcePathStyle bool     `json:"force_path_style,omitempty" doc:"the bucket stands in the path and not in the host name"`
+	}
+}
+
+type newAzureConnector struct {
+	Body struct {
+		Name           string   `json:"name" minLength:"1" maxLength:"100"`
+		Scopes         []string `json:"scopes,omitempty" enum:"import,export" nullable:"true" doc:"default [\"import\"]"`
+		ImportMode     string   `json:"import_mode,omitempty" enum:"all,new_only" default:"all"`
+		ExportBasePath string   `json:"export_base_path,omitempty" maxLength:"1024" doc:"prefix under which exports are written"`
+		StorageAccount string   `json:"storage_account" minLength:"1" maxLength:"64"`
+		Container      string   `json:"container" minLength:"1" maxLength:"63"`
+		TenantID       string   `json:"tenant_id" minLength:"1" maxLength:"256"`
+		ClientID       string   `json:"client_id" minLength:"1" maxLength:"256"`
+		ClientSecret   string   `json:"client_secret" minLength:"1" maxLength:"1024"`
+	}
+}
+
+func (a *Admin) cloudRoutes() {
+	const tag = "Connectors"
+	const about = "The credentials are encrypted at rest and never shown again. The storage is not contacted; test does that. " +
+		"This version keeps such a connector and cannot read its storage yet: a test says so, browse and imports answer 400."
+	register(a, route{
+		method: "POST", path: "/connectors/s3", scope: write, status: http.StatusCreated, tag: tag,
+		summary: "Connect an S3 bucket", about: about,
+	}, a.createS3)
+	register(a, route{
+		method: "POST", path: "/connectors/azure", scope: write, status: http.StatusCreated, tag: tag,
+		summary: "Connect an Azure Blob container", about: about,
+	}, a.createAzure)
+	register(a, route{
+		method: "PATCH", path: "/connectors/{connector_id}", scope: write, tag: tag, summary: "Change a connector",
+		about: "What is left out stays. Credentials are given as the complete set of their provider, and forget what the last " +
+			"test said. Where the storage is cannot be changed: make another connector.",
+	}, a.patchConnector)
+	register(a, route{
+		method: "DELETE", path: "/connectors/{connector_id}", scope: admin, tag: tag, summary: "Delete a connector",
+		about: "Media that were imported through it stay. 409 while an enabled automation or a job that has not ended uses it.",
+	}, a.deleteConnector)
+}
+
+func (a *Admin) createS3(ctx context.Context, in *newS3Connector) (*body[connector], error) {
+	b := in.Body
+	var f fieldErrors
+	plainName(&f, "bucket", b.Bucket)
+	plainName(&f, "region", b.Region)
+	checkEndpoint(&f, b.EndpointURL)
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	return a.createSealed(ctx, store.Connector{
+		ID: newID(ctx, "conn"), Name: b.Name, Provider: "s3", Scopes: scopesOr(b.Scopes), ImportMode: event.ImportMode(b.ImportMode),
+		ExportBasePath: b.ExportBasePath, Bucket: b.Bucket, Region: b.Region, EndpointURL: b.EndpointURL, ForcePathStyle: b.ForcePathStyle,
+	}, store.S3Credentials{AccessKeyID: b.AccessKeyID, SecretAccessKey: b.SecretKey})
+}
+
+func (a *Admin) createAzure(ctx context.Context, in *newAzureConnector) (*body[connector], error) {
+	b := in.Body
+	var f fieldErrors
+	plainName(&f, "storage_account", b.StorageAccount)
+	plainName(&f, "container", b.Container)
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	return a.createSealed(ctx, store.Connector{
+		ID: newID(ctx, "conn"), Name: b.Name, Provider: "azure", Scopes: scopesOr(b.Scopes), ImportMode: event.ImportMode(b.ImportMode),
+		ExportBasePath: b.ExportBasePath, StorageAccount: b.StorageAccount, Container: b.Container,
+	}, store.AzureCredentials{TenantID: b.TenantID, ClientID: b.ClientID, ClientSecret: b.ClientSecret})
+}
+
+func (a *Admin) createSealed(ctx context.Context, c store.Connector, credentials any) (*body[connector], error) {
+	var err error
+	if c.Credentials, err = a.seal(c.ID, credentials); err != nil {
+		return nil, err
+	}
+	return a.createConnector(ctx, c)
+}
+
+// seal encrypts credentials for the connector that they belong to.
+func (a *Admin) seal(connectorID string, credentials any) (string, error) {
+	plain, err := json.Marshal(credentials)
+	if err != nil {
+		return "", err
+	}
+	return a.deps.Sealer.Seal(plain, CredentialsAAD(connectorID))
+}
+
+// plainName refuses what a person pastes in place of a name: an address, or a name with a path.
+func plainName(f *fieldErrors, field, name string) {
+	if strings.ContainsAny(name, "/ \t\r\n") {
+		f.add(field, "must be a name alone, without slashes and blanks")
+	}
+}
+
+// checkEndpoint allows an http(s) address or none. A user in it would be a credential that is stored in the clear.
+func checkEndpoint(f *fieldErrors, endpoint string) {
+	if endpoint == "" {
+		return
+	}
+	u, err := url.Parse(endpoint)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.User != nil {
+		f.add("endpoint_url", "must be an http or https URL without a user, such as https://storage.example.com/")
+	}
+}
+
+// noDriver says that a connector is a record only, or nil.
+func noDriver(c store.Connector) error {
+	if c.HasDriver() {
+		return nil
+	}
+	return newProblem(http.StatusBadRequest, "connector_provider_unsupported", "%s", noDriverText(c.Provider)).
+		with("connector_id", c.ID).with("provider", c.Provider)
+}
+
+func noDriverText(provider string) string {
+	return "This version of the server cannot read " + provider + " storage; the connector is kept as it is."
+}

@@ -1,0 +1,137 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"millrace/services/millrace/client"
+)
+
+// shown are the flags of commands that show what the server answered.
+type shown struct {
+	server `embed:""`
+	Output string `short:"o" help:"How to show it: json, table or wide." enum:"json,table,wide" default:"table"`
+}
+
+// column is one column of a table: its head, and the member it shows, as names with dots between.
+type column struct{ head, member string }
+
+// show prints an answer: as JSON as it came, or as a table, to which wide adds columns.
+func (s shown) show(raw json.RawMessage, columns, wide []column) error {
+	if s.Output == "json" {
+		return printJSON(raw)
+	}
+	if s.Output == "wide" {
+		columns = append(slices.Clone(columns), wide...)
+	}
+	return printTable(os.Stdout, raw, columns)
+}
+
+// do sends a request and shows the answer.
+func (s shown) do(ctx context.Context, method, path string, in any, columns, wide []column) error {
+	var raw json.RawMessage
+	if err := s.dial().Do(ctx, method, path, in, &raw); err != nil {
+		return err
+	}
+	return s.show(raw, columns, wide)
+}
+
+// pages shows up to limit things of a list with pages, 0: all.
+func (s shown) pages(ctx context.Context, path string, query url.Values, limit int, columns, wide []column) error {
+	rows := make([]json.RawMessage, 0, 100)
+	query.Set("limit", "100")
+	for {
+		var p client.Page[json.RawMessage]
+		if err := s.dial().Get(ctx, path+"?"+query.Encode(), &p); err != nil {
+			return err
+		}
+		if rows = append(rows, p.Data...); limit > 0 && len(rows) >= limit {
+			rows = rows[:limit]
+			break
+		}
+		if !p.Pagination.HasMore || p.Pagination.Next == nil {
+			break
+		}
+		query.Set("cursor", *p.Pagination.Next)
+	}
+	raw, err := json.Marshal(rows)
+	if err != nil {
+		return err
+	}
+	return s.show(raw, columns, wide)
+}
+
+// printTable prints an object, or an array of objects, as a table. Nothing to show prints nothing but the heads.
+func printTable(w io.Writer, raw json.RawMessage, columns []column) error {
+	var rows []map[string]any
+	if len(raw) > 0 && raw[0] == '[' {
+		if err := json.Unmarshal(raw, &rows); err != nil {
+			return fmt.Errorf("decode answer: %w", err)
+		}
+	} else {
+		var one map[string]any
+		if err := json.Unmarshal(raw, &one); err != nil {
+			return fmt.Errorf("decode answer: %w", err)
+		}
+		rows = append(rows, one)
+	}
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	cells := make([]string, len(columns))
+	for i, c := range columns {
+		cells[i] = c.head
+	}
+	fmt.Fprintln(t, strings.Join(cells, "\t"))
+	for _, row := range rows {
+		for i, c := range columns {
+			cells[i] = cell(row, c.member)
+		}
+		fmt.Fprintln(t, strings.Join(cells, "\t"))
+	}
+	return t.Flush()
+}
+
+// cell is a member as text; what is not there is "-".
+func cell(row map[string]any, member string) string {
+	var v any = row
+	for name := range strings.SplitSeq(member, ".") {
+		m, _ := v.(map[string]any)
+		v = m[name]
+	}
+	switch v := v.(type) {
+	case nil:
+		return "-"
+	case string:
+		if v == "" {
+			return "-"
+		}
+		if at, err := time.Parse(time.RFC3339, v); err == nil {
+			return at.Local().Format("2006-01-02 15:04:05")
+		}
+		// A tab or a line break in a name must not break the table.
+		return strings.NewReplacer("\t", " ", "\n", " ", "\r", " ").Replace(v)
+	case float64:
+		return strconv.FormatFloat(v, 'f', -1, 64)
+	case bool:
+		return map[bool]string{true: "yes", false: "no"}[v]
+	}
+	text, err := json.Marshal(v)
+	if err != nil {
+		return "?"
+	}
+	return string(text)
+}
+
+// post sends a command about one thing and shows the answer.
+func (s shown) post(ctx context.Context, path string, in any, columns, wide []column) error {
+	return s.do(ctx, http.MethodPost, path, in, columns, wide)
+}

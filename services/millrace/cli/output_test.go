@@ -1,0 +1,111 @@
+package cli
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/alecthomas/kong"
+)
+
+func TestPrintTable(t *testing.T) {
+	columns := []column{{"JOB", "job_id"}, {"FILES", "progress.total_files"}, {"OK", "ok"}, {"LIST", "list"}, {"GONE", "no.such.member"}}
+	for _, c := range []struct{ raw, want string }{
+		{`[]`, "JOB  FILES  OK  LIST  GONE\n"},
+		{`{"job_id":"a\tb\nc","progress":{"total_files":1000000},"ok":true,"list":["x"]}`, "JOB    FILES    OK   LIST   GONE\na b c  1000000  yes  [\"x\"]  -\n"},
+		{`[{"job_id":"","progress":{"total_files":3},"ok":false},{"job_id":null}]`, "JOB  FILES  OK  LIST  GONE\n-    3      no  -     -\n-    -      -   -     -\n"},
+	} {
+		var b strings.Builder
+		if err := printTable(&b, json.RawMessage(c.raw), columns); err != nil {
+			t.Fatal(err)
+		}
+		if b.String() != c.want {
+			t.Errorf("%s:\n%swant\n%s", c.raw, b.String(), c.want)
+		}
+	}
+	if err := printTable(os.Stdout, json.RawMessage(`"text"`), columns); err == nil {
+		t.Error("text is no table")
+	}
+}
+
+func TestReadEvents(t *testing.T) {
+	stream := "retry: 2000\n: connected\n\nid: 1-a\nevent: x.y\ndata: {\"a\":1}\n\n:\n\nid: 2-b\ndata:{\"a\":2}\n\nid: 3-c\ndata: cut off"
+	var last string
+	var got []string
+	err := readEvents(strings.NewReader(stream), &last, func(data string) error { got = append(got, data); return nil })
+	if err != nil || strings.Join(got, " ") != `{"a":1} {"a":2}` || last != "2-b" {
+		t.Errorf("%v, last %s, %v", got, last, err)
+	}
+}
+
+func TestTellStory(t *testing.T) {
+	raw := `{"verdict":"It waits.","automations":[{"index_id":"idx_1","matches":false,"reason":"too short"}],
+		"steps":[{"at":"2026-03-01T10:00:00.000Z","step":"arrival","text":"It arrived."}],"storage_error":"gone","notifications_searched_since":"2026-03-01T10:00:00.000Z"}`
+	var b strings.Builder
+	if err := tellStory(&b, json.RawMessage(raw)); err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range []string{"It waits.", "idx_1 does not want it: too short", "arrival", "It arrived.", "could not be asked: gone", "were not looked at"} {
+		if !strings.Contains(b.String(), part) {
+			t.Errorf("nothing of %q in\n%s", part, b.String())
+		}
+	}
+}
+
+func TestReadAutomation(t *testing.T) {
+	dir := t.TempDir()
+	write := func(content string) string {
+		name := filepath.Join(dir, "a")
+		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	for _, content := range []string{
+		"index_id: idx_1\nconnector_id: c\nprompt_preset: {prompt_id: p}\n",
+		`{"index_id": "idx_1", "connector_id": "c", "prompt_preset": {"prompt_id": "p"}}`,
+	} {
+		config, index, err := readAutomation(write(content))
+		if err != nil || index != "idx_1" || config["connector_id"] != "c" || config["index_id"] != nil {
+			t.Errorf("%v %s %v", config, index, err)
+		}
+		if _, err := json.Marshal(config); err != nil {
+			t.Error(err)
+		}
+	}
+	for content, word := range map[string]string{"connector_id: c": "index_id is missing", "a: [": "neither YAML nor JSON"} {
+		if _, _, err := readAutomation(write(content)); err == nil || !strings.Contains(err.Error(), word) {
+			t.Errorf("%s: %v", content, err)
+		}
+	}
+}
+
+// Every command line that a person would type is understood.
+func TestCommandLines(t *testing.T) {
+	for _, line := range []string{
+		"automation ls", "automation get idx_1", "automation apply a.yaml", "automation apply -f a.yaml", "automation pause idx_1", "automation resume idx_1",
+		"automation flush idx_1 -o json", "automation extend idx_1 --by 10m", "automation extend idx_1 --until 2026-03-01T10:00:00Z", "automation drop idx_1 -o wide",
+		"connector ls", "connector create dir /srv/drop --name Drop --scopes import,export", "connector test conn_1", "connector browse conn_1 --prefix a/ --pattern *.mp4", "connector rm conn_1",
+		"job ls --status failed --automation", "job retry job_1", "job retry job_1 --path a.mp4 --watch", "job files job_1 --state failed -o json",
+		"explain conn_1 a/b.mp4", "dead ls --limit 0", "dead replay dead_1", "dead rm dead_1", "events -f --type import_job.*,media.created",
+	} {
+		parser, err := kong.New(&CLI{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := parser.Parse(strings.Fields(line)); err != nil {
+			t.Errorf("%s: %v", line, err)
+		}
+	}
+	for _, line := range []string{"automation extend idx_1", "job files", "connector ls -o xml", "explain conn_1"} {
+		parser, err := kong.New(&CLI{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := parser.Parse(strings.Fields(line)); err == nil {
+			t.Errorf("%s: understood", line)
+		}
+	}
+}
