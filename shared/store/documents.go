@@ -16,7 +16,11 @@ import (
 )
 
 // Documents holds what is too big for a record, as JSON Lines.
-type Documents struct{ objects jetstream.ObjectStore }
+type Documents struct {
+	objects jetstream.ObjectStore
+	stream  jetstream.Stream // behind objects
+	bucket  string
+}
 
 // OpenDocuments binds the object store of the topology.
 func OpenDocuments(ctx context.Context, b *bus.Bus) (*Documents, error) {
@@ -24,10 +28,14 @@ func OpenDocuments(ctx context.Context, b *bus.Bus) (*Documents, error) {
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
 		err = topology.ErrMissing
 	}
+	var stream jetstream.Stream
+	if err == nil {
+		stream, err = b.JetStream().Stream(ctx, "OBJ_"+b.Bucket(topology.Documents))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open object store %s: %w", topology.Documents, err)
 	}
-	return &Documents{objects: o}, nil
+	return &Documents{objects: o, stream: stream, bucket: b.Bucket(topology.Documents)}, nil
 }
 
 // WriteLines stores a line for each value under name, replacing what was there. Lines are made while they are stored,

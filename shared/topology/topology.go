@@ -30,6 +30,7 @@ const (
 	Events        = "events"
 	Runs          = "runs"
 	Reports       = "reports"
+	Exports       = "exports"
 	DeadLetters   = "dead"
 )
 
@@ -43,11 +44,16 @@ const (
 	Prompts     = "prompts"
 	JobRecords  = "job"
 	RunRecords  = "run"
-	Keys        = "keys"
-	Leases      = "leases"
+
+	ExportRecords     = "export"
+	ExportAutomations = "export_automations"
+
+	Keys   = "keys"
+	Leases = "leases"
 )
 
-// Documents is the object store of what is too big for a record: job reports and the media lists of runs.
+// Documents is the object store of what is too big for a record: job reports, the media lists of runs, and exports for
+// download.
 const Documents = "documents"
 
 // The durable consumers.
@@ -62,6 +68,8 @@ const (
 	ImporterBulk         = "importer-bulk"
 	PresetTriggerJobs    = "preset-trigger-jobs"
 	WorkerRuns           = "worker-runs"
+	ExporterExports      = "exporter-exports"
+	ExporterRuns         = "exporter-runs"
 )
 
 // Subject joins tokens behind the prefix: Subject("arrival", a, h) is "millrace.arrival.a.h".
@@ -127,6 +135,7 @@ func (t Topology) Streams() []Stream {
 			func(c *jetstream.StreamConfig) { c.MaxAge = 30 * day }),
 		t.stream(Runs, "work for executors", work, []string{"run.requested.*"}),
 		t.stream(Reports, "what executors say back, the newest per medium", limits, []string{"run.report.*.*"}, onePerSubject),
+		t.stream(Exports, "work for exporters", work, []string{"export.requested.*"}, onePerSubject),
 		t.stream(DeadLetters, "poison, with its reason; replayable", limits, []string{"dead.*.*"},
 			func(c *jetstream.StreamConfig) { c.MaxAge = 30 * day }),
 	}
@@ -139,12 +148,14 @@ func (t Topology) Streams() []Stream {
 		{Prompts, "what runs ask"},
 		{JobRecords, "one record per job: status and progress"},
 		{RunRecords, "one record per run: status and progress"},
+		{ExportRecords, "one record per export: status and where the file is"},
+		{ExportAutomations, "saved configuration, one export automation per index"},
 		{Keys, "API keys, hashed"},
 		{Leases, "who does what only one should do"},
 	} {
 		rows = append(rows, t.keyValue(b.name, b.why))
 	}
-	return append(rows, t.objectStore(Documents, "job reports and media lists of runs"))
+	return append(rows, t.objectStore(Documents, "job reports, media lists of runs, exports for download"))
 }
 
 // Consumers is the table of durable consumers. All pull, all acknowledge explicitly, and none has a delivery limit that
@@ -162,6 +173,9 @@ func (t Topology) Consumers() []Consumer {
 		t.consumer(PresetTriggerJobs, Events, "starts runs after jobs", 1_000,
 			"event.import_job.completed.*.*", "event.import_job.partial_completed.*.*"),
 		t.consumer(WorkerRuns, Runs, "carries runs out", 1_000, "run.requested.*"),
+		t.consumer(ExporterExports, Exports, "makes exports", 1_000, "export.requested.*"),
+		t.consumer(ExporterRuns, Events, "exports runs that completed", 1_000,
+			"event.prompt_run.completed.*.*", "event.prompt_run.partial_completed.*.*"),
 	}
 }
 
