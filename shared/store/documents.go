@@ -65,24 +65,17 @@ func WriteLines[T any](ctx context.Context, d *Documents, name string, lines ite
 	return nil
 }
 
-// ReadLines yields the values of a document, or ErrNotFound.
+// ReadLines yields the values of a document, or ErrNotFound. Memory stays constant, and the caller may take its time
+// between two values.
 func ReadLines[T any](ctx context.Context, d *Documents, name string) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
-		var v T
-		// Without a deadline the client waits 5 s for bytes, with one it waits that long.
-		open, cancel := context.WithCancel(context.WithoutCancel(ctx))
-		defer cancel()
-		defer context.AfterFunc(ctx, cancel)()
-		o, err := d.objects.Get(open, name)
-		if errors.Is(err, jetstream.ErrObjectNotFound) {
-			err = ErrNotFound
-		}
+		doc, err := d.Find(ctx, name)
 		if err != nil {
-			yield(v, fmt.Errorf("document %s: %w", name, err))
+			var zero T
+			yield(zero, err)
 			return
 		}
-		defer func() { _ = o.Close() }()
-		dec := json.NewDecoder(bufio.NewReaderSize(whole{o}, 64<<10))
+		dec := json.NewDecoder(doc.Reader(ctx))
 		for {
 			var v T
 			err := dec.Decode(&v)
@@ -90,7 +83,7 @@ func ReadLines[T any](ctx context.Context, d *Documents, name string) iter.Seq2[
 				return
 			}
 			if err != nil {
-				yield(v, fmt.Errorf("read document %s: %w", name, err))
+				yield(v, fmt.Errorf("decode document %s: %w", name, err))
 				return
 			}
 			if !yield(v, nil) {
@@ -100,17 +93,5 @@ func ReadLines[T any](ctx context.Context, d *Documents, name string) iter.Seq2[
 	}
 }
 
-// errReplaced says that bytes of a document do not come: somebody wrote it anew while it was being read, and what it was
-// made of is gone.
+// errReplaced says that bytes of a document are gone or are others: somebody wrote it anew while it was being read.
 var errReplaced = errors.New("the document was replaced while it was being read")
-
-// whole is a reader of a document that does not wait for bytes that are gone.
-type whole struct{ io.Reader }
-
-func (w whole) Read(p []byte) (int, error) {
-	n, err := w.Reader.Read(p)
-	if n == 0 && err == nil && len(p) > 0 { // how the client says that nothing came in time
-		return 0, errReplaced
-	}
-	return n, err
-}
