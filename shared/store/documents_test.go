@@ -117,6 +117,11 @@ func TestDocumentBytes(t *testing.T) {
 	if _, err := docs.Write(ctx, "doc", io.MultiReader(strings.NewReader("half"), iotest.ErrReader(broken))); !errors.Is(err, broken) {
 		t.Error(err)
 	}
+	gone, cancel := context.WithCancel(ctx)
+	stopping := readerFunc(func(p []byte) (int, error) { cancel(); return len(p), nil })
+	if _, err := docs.Write(gone, "doc", stopping); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
 	old := find("doc")
 	if old.Size != 1<<20+7 {
 		t.Errorf("a broken writer left %d bytes", old.Size)
@@ -138,3 +143,7 @@ func TestDocumentBytes(t *testing.T) {
 		t.Errorf("after Delete: %v", err)
 	}
 }
+
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }

@@ -19,18 +19,27 @@ const chunkSize = 32 << 10
 // Write stores what r has under name, replacing what was there, and returns its size in bytes. An error of r is returned
 // wrapped, and nothing is stored then. Memory stays constant.
 func (d *Documents) Write(ctx context.Context, name string, r io.Reader) (int64, error) {
-	// Without a deadline the client bounds each chunk, with one only the whole.
-	put, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	defer cancel()
-	defer context.AfterFunc(ctx, cancel)()
-	info, err := d.objects.Put(put, jetstream.ObjectMeta{Name: name, Opts: &jetstream.ObjectMetaOptions{ChunkSize: chunkSize}}, r)
-	if ctx.Err() != nil && err != nil {
-		err = ctx.Err()
-	}
+	// The client shall see the reader fail rather than its context end: then it takes back what it has stored so far.
+	// Without a deadline it bounds each chunk, with one only the whole.
+	opts := &jetstream.ObjectMetaOptions{ChunkSize: chunkSize}
+	info, err := d.objects.Put(context.WithoutCancel(ctx), jetstream.ObjectMeta{Name: name, Opts: opts}, untilDone{ctx, r})
 	if err != nil {
 		return 0, fmt.Errorf("store document %s: %w", name, err)
 	}
 	return int64(info.Size), nil //nolint:gosec // bytes that were counted
+}
+
+// untilDone is a reader that fails once its context has ended.
+type untilDone struct {
+	ctx context.Context //nolint:containedctx // of one call
+	r   io.Reader
+}
+
+func (u untilDone) Read(p []byte) (int, error) {
+	if err := u.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return u.r.Read(p)
 }
 
 // Delete removes a document; none there is no error.
