@@ -94,6 +94,8 @@ func (a *Admin) routes() http.Handler {
 	a.automationRoutes()
 	a.runRoutes()
 	a.videoRoutes()
+	a.exportRoutes()
+	a.exportAutomationRoutes()
 	a.notificationRoutes()
 	register(a, route{
 		method: "GET", path: "/auth/validate", scope: anyKey, status: http.StatusNoContent, tag: "Auth",
@@ -390,6 +392,10 @@ func (w *recorder) WriteHeader(status int) {
 		return
 	}
 	w.status = status
+	if w.Header().Get("Content-Disposition") != "" { // a file is what it is
+		w.ResponseWriter.WriteHeader(status)
+		return
+	}
 	switch w.Header().Get("Content-Type") {
 	case "application/json", "application/problem+json":
 		w.Header().Set("Content-Type", "application/json; charset=utf-8")

@@ -61,6 +61,7 @@ func account(change obj) []byte {
 func probes() map[string]probe {
 	jobBody := func(f fixture) any { return obj{"connector_id": f.connector, "index_id": f.index} }
 	automation := func(f fixture) string { return "/indexes/" + f.index + "/automations/import" }
+	exporting := func(f fixture) string { return "/indexes/" + f.index + "/automations/export" }
 	return map[string]probe{
 		"GET /auth/validate": {scope: "none", path: at("/auth/validate"), ok: 204},
 		"POST /connectors/dir": {scope: "write", path: at("/connectors/dir"), ok: 201, read: "connector",
@@ -89,17 +90,38 @@ func probes() map[string]probe {
 				return obj{"name": "abc", "prompt_text": "0123456789", "json_schema": obj{"type": "object"}, "video_level": nil, "execution_config": obj{"x": 1}}
 			},
 			wrong: []obj{{"name": "ab", "prompt_text": "0123456789", "json_schema": obj{"type": "object"}}, {"name": "abc", "prompt_text": "short", "json_schema": obj{"type": "object"}}, {"name": "abc", "prompt_text": "0123456789", "json_schema": obj{"type": "array"}}, {"name": "abc", "prompt_text": "0123456789", "json_schema": "x"}, {"name": "abc", "prompt_text": "0123456789"}, {"name": "abc", "prompt_text": "0123456789", "json_schema": obj{"type": "object"}, "selection_filter": 1}, {"name": "abc", "prompt_text": "0123456789", "json_schema": obj{"type": "object"}, "video_level": obj{}}}},
-		"GET /prompts":                       {scope: "read", path: at("/prompts?active_only=true"), ok: 200, read: "prompts"},
-		"GET /prompts/{prompt_id}":           {scope: "read", path: func(f fixture) string { return "/prompts/" + f.prompt }, unknown: []string{"/prompts/" + gone}, ok: 200, read: "prompt"},
-		"POST /import-jobs":                  {scope: "write", path: at("/import-jobs"), ok: 202, body: jobBody, read: "job", wrong: []obj{{"connector_id": 1, "index_id": "i"}, {"connector_id": "c"}, {"index_id": "i"}, {"connector_id": "c", "index_id": "i", "file_pattern": "[a"}, {"connector_id": "c", "index_id": "i", "import_mode_override": "some"}, {"connector_id": "c", "index_id": "i", "recursive": 2}}},
-		"GET /import-jobs":                   {scope: "read", path: at("/import-jobs?status=COMPLETED&automation_only=true&limit=200"), ok: 200, read: "[job"},
-		"GET /import-jobs/{job_id}":          {scope: "read", path: func(f fixture) string { return "/import-jobs/" + f.job }, unknown: []string{"/import-jobs/" + gone}, ok: 200, read: "job"},
-		"POST /import-jobs/{job_id}/cancel":  {scope: "write", path: func(f fixture) string { return "/import-jobs/" + f.job + "/cancel" }, unknown: []string{"/import-jobs/" + gone + "/cancel", "/import-jobs/%2A/cancel"}, ok: 400, emptyOK: true},
-		"GET /prompt-runs":                   {scope: "read", path: at("/prompt-runs?limit=1"), ok: 200, read: "[run"},
-		"GET /prompt-runs/{run_id}":          {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run }, unknown: []string{"/prompt-runs/" + gone}, ok: 200, read: "run"},
-		"GET /prompt-runs/{run_id}/results":  {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run + "/results?video_id=" + f.video }, unknown: []string{"/prompt-runs/" + gone + "/results?video_id=vid_x"}, ok: 200, read: "page result"},
-		"GET /videos/{video_id}":             {scope: "read", path: func(f fixture) string { return "/videos/" + f.video }, unknown: []string{"/videos/" + gone, "/videos/vid_00000000000000000000000000_0000000000000000"}, ok: 200, read: "video"},
-		"POST /notifications/{connector_id}": {scope: "write", path: func(f fixture) string { return "/notifications/" + f.connector }, unknown: []string{"/notifications/" + gone}, ok: 200, body: func(fixture) any { return obj{"message": obj{}} }, read: "message"},
+		"GET /prompts":                      {scope: "read", path: at("/prompts?active_only=true"), ok: 200, read: "prompts"},
+		"GET /prompts/{prompt_id}":          {scope: "read", path: func(f fixture) string { return "/prompts/" + f.prompt }, unknown: []string{"/prompts/" + gone}, ok: 200, read: "prompt"},
+		"POST /import-jobs":                 {scope: "write", path: at("/import-jobs"), ok: 202, body: jobBody, read: "job", wrong: []obj{{"connector_id": 1, "index_id": "i"}, {"connector_id": "c"}, {"index_id": "i"}, {"connector_id": "c", "index_id": "i", "file_pattern": "[a"}, {"connector_id": "c", "index_id": "i", "import_mode_override": "some"}, {"connector_id": "c", "index_id": "i", "recursive": 2}}},
+		"GET /import-jobs":                  {scope: "read", path: at("/import-jobs?status=COMPLETED&automation_only=true&limit=200"), ok: 200, read: "[job"},
+		"GET /import-jobs/{job_id}":         {scope: "read", path: func(f fixture) string { return "/import-jobs/" + f.job }, unknown: []string{"/import-jobs/" + gone}, ok: 200, read: "job"},
+		"POST /import-jobs/{job_id}/cancel": {scope: "write", path: func(f fixture) string { return "/import-jobs/" + f.job + "/cancel" }, unknown: []string{"/import-jobs/" + gone + "/cancel", "/import-jobs/%2A/cancel"}, ok: 400, emptyOK: true},
+		"GET /prompt-runs":                  {scope: "read", path: at("/prompt-runs?limit=1"), ok: 200, read: "[run"},
+		"GET /prompt-runs/{run_id}":         {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run }, unknown: []string{"/prompt-runs/" + gone}, ok: 200, read: "run"},
+		"GET /prompt-runs/{run_id}/results": {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run + "/results?video_id=" + f.video }, unknown: []string{"/prompt-runs/" + gone + "/results?video_id=vid_x"}, ok: 200, read: "page result"},
+		"GET /videos/{video_id}":            {scope: "read", path: func(f fixture) string { return "/videos/" + f.video }, unknown: []string{"/videos/" + gone, "/videos/vid_00000000000000000000000000_0000000000000000"}, ok: 200, read: "video"},
+		"POST /exports/index/{index_id}": {scope: "write", path: func(f fixture) string { return "/exports/index/" + f.index }, unknown: []string{"/exports/index/" + gone}, ok: 202, emptyOK: true, read: "export made",
+			body: func(f fixture) any {
+				return obj{"prompt_run_ids": []string{f.run}, "destination_connector_id": f.outbox, "destination_subpath": "a/b", "result_scope": "matches", "format": nil}
+			},
+			wrong: []obj{{"prompt_run_ids": "x"}, {"prompt_run_ids": []int{1}}, {"result_scope": "some"}, {"format": "xml"}, {"destination_connector_id": 5}, {"destination_subpath": "../x"}, {"destination_subpath": "/x"}, {"destination_subpath": "a/./b"}}},
+		"POST /exports/prompt-run/{run_id}": {scope: "write", path: func(f fixture) string { return "/exports/prompt-run/" + f.run }, unknown: []string{"/exports/prompt-run/" + gone}, ok: 202, emptyOK: true, read: "export made",
+			body: func(fixture) any { return obj{"result_scope": "all", "format": "csv"} }, wrong: []obj{{"result_scope": 1}, {"format": "JSON"}, {"destination_subpath": ".."}}},
+		"POST /exports/import-job/{job_id}": {scope: "write", path: func(f fixture) string { return "/exports/import-job/" + f.job }, unknown: []string{"/exports/import-job/" + gone}, ok: 202, emptyOK: true, read: "export made",
+			body: func(fixture) any { return obj{"format": "jsonl"} }, wrong: []obj{{"format": 1}, {"destination_subpath": "a\\b"}}},
+		"GET /exports":                               {scope: "read", path: at("/exports?limit=200"), ok: 200, read: "[export"},
+		"GET /exports/{export_id}":                   {scope: "read", path: func(f fixture) string { return "/exports/" + f.export }, unknown: []string{"/exports/" + gone, "/exports/%2A"}, ok: 200, read: "export"},
+		"POST /exports/{export_id}/download-url":     {scope: "read", path: func(f fixture) string { return "/exports/" + f.export + "/download-url" }, unknown: []string{"/exports/" + gone + "/download-url"}, ok: 200, emptyOK: true, read: "download link"},
+		"GET /exports/{export_id}/download":          {scope: "read", path: func(f fixture) string { return "/exports/" + f.export + "/download" }, unknown: []string{"/exports/" + gone + "/download"}, ok: 200},
+		"GET /indexes/{index_id}/automations/export": {scope: "read", path: exporting, unknown: []string{"/indexes/" + gone + "/automations/export"}, ok: 200, read: "export automation"},
+		"PUT /indexes/{index_id}/automations/export": {scope: "write", path: exporting, unknown: []string{"/indexes/" + gone + "/automations/export"}, ok: 200, read: "export automation",
+			body: func(f fixture) any {
+				return obj{"destination_connector_id": f.outbox, "destination_subpath": nil, "enabled": true, "format": "jsonl"}
+			},
+			wrong: []obj{{"destination_connector_id": 5}, {"enabled": true}, {"destination_connector_id": "c", "destination_subpath": "/x"}, {"destination_connector_id": "c", "format": "x"}, {"destination_connector_id": "c", "paused": "no"}}},
+		"POST /indexes/{index_id}/automations/export/pause":  {scope: "write", path: func(f fixture) string { return exporting(f) + "/pause" }, unknown: []string{"/indexes/" + gone + "/automations/export/pause"}, ok: 200, emptyOK: true, read: "export automation"},
+		"POST /indexes/{index_id}/automations/export/resume": {scope: "write", path: func(f fixture) string { return exporting(f) + "/resume" }, unknown: []string{"/indexes/" + gone + "/automations/export/resume"}, ok: 200, emptyOK: true, read: "export automation"},
+		"POST /notifications/{connector_id}":                 {scope: "write", path: func(f fixture) string { return "/notifications/" + f.connector }, unknown: []string{"/notifications/" + gone}, ok: 200, body: func(fixture) any { return obj{"message": obj{}} }, read: "message"},
 	}
 }
 
@@ -264,8 +286,13 @@ var models = map[string]model{
 	"context":    {required: words("type index_id video_ids"), arrays: words("video_ids")},
 	"result":     {required: words("segment_id run_id prompt_id executed_at metadata metadata_text result_type field_extraction_succeeded thumbnail_available gif_available")},
 	"automation": {required: words("automation_id index_id enabled paused connector_id source_prefix file_pattern recursive debounce_interval created_at updated_at")},
-	"page":       {required: words("data pagination"), arrays: words("data"), members: map[string]string{"pagination": "pagination"}},
-	"pagination": {required: words("limit has_more")},
+	"export": {required: words(`export_id target_id export_type status queue_status attempts max_attempts created_at available_at updated_at
+		destination_type export_params`)},
+	"export made":       {required: words("export_id status")},
+	"download link":     {required: words("export_id status destination_type")},
+	"export automation": {required: words("automation_id index_id enabled paused destination_connector_id format created_at updated_at")},
+	"page":              {required: words("data pagination"), arrays: words("data"), members: map[string]string{"pagination": "pagination"}},
+	"pagination":        {required: words("limit has_more")},
 }
 
 var timestamps = regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$`)
