@@ -68,7 +68,11 @@ func TestExportsSurviveKills(t *testing.T) {
 		p.create("/exports/prompt-run/"+run, "export_id", body)
 	}
 	for range kills {
-		time.Sleep(time.Duration(rnd.IntN(40)) * time.Millisecond) // a moment to be killed at, nothing that is waited for
+		select {
+		case <-time.After(time.Duration(rnd.IntN(40)) * time.Millisecond): // the moment to be killed at
+		case <-up.exited:
+			t.Fatal(up.ended())
+		}
 		up.restart()
 		up.waitReady(up.url)
 	}
