@@ -108,7 +108,7 @@ func (a *Admin) putExportAutomation(ctx context.Context, in *putExportAutomation
 	if _, err := lookUp(ctx, a.indexes, "index", in.Index); err != nil {
 		return nil, err
 	}
-	if _, _, err := a.exportable(ctx, b.Connector); err != nil {
+	if _, err := a.exportable(ctx, b.Connector); err != nil {
 		return nil, err
 	}
 	now := time.Now().UTC()
@@ -155,7 +155,7 @@ func (a *Admin) viewExportAutomation(ctx context.Context, at store.ExportAutomat
 		}
 	}
 	var p *problemError
-	if _, _, err := a.exportable(ctx, at.Connector); errors.As(err, &p) {
+	if _, err := a.exportable(ctx, at.Connector); errors.As(err, &p) {
 		failure = cmp.Or(p.message, failure)
 	} else if err != nil {
 		return nil, err

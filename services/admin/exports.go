@@ -238,7 +238,7 @@ func (a *Admin) requestExport(ctx context.Context, b exportRequest, req event.Ex
 		if err != nil {
 			return nil, err
 		}
-		_, base, err := a.exportable(ctx, b.Connector)
+		base, err := a.exportable(ctx, b.Connector)
 		if err != nil {
 			return nil, err
 		}
@@ -251,27 +251,28 @@ func (a *Admin) requestExport(ctx context.Context, b exportRequest, req event.Ex
 	return &body[exportCreated]{exportCreated{ID: x.ID, Status: string(x.Status)}}, nil
 }
 
-// exportable returns a connector that exports may go to, and the path they go below, or says why not.
-func (a *Admin) exportable(ctx context.Context, id string) (c store.Connector, base string, err error) {
-	if c, err = lookUp(ctx, a.connectors, "connector", id); err != nil {
-		return c, "", err
+// exportable returns the path below which exports to a connector go, or says why none may.
+func (a *Admin) exportable(ctx context.Context, id string) (base string, err error) {
+	c, err := lookUp(ctx, a.connectors, "connector", id)
+	if err != nil {
+		return "", err
 	}
-	refuse := func(code, format string, args ...any) (store.Connector, string, error) {
-		return c, "", newProblem(http.StatusConflict, code, format, args...).with("connector_id", id)
+	refuse := func(code, format string, args ...any) error {
+		return newProblem(http.StatusConflict, code, format, args...).with("connector_id", id)
 	}
 	switch {
 	case c.Status == connectorDisabled:
-		return c, "", disabled(id)
+		return "", disabled(id)
 	case !c.HasScope(scopeExport):
-		return c, "", newProblem(http.StatusConflict, "connector_scope_missing", "The connector %s lacks the scope export.", id).
+		return "", newProblem(http.StatusConflict, "connector_scope_missing", "The connector %s lacks the scope export.", id).
 			with("connector_id", id).with("required_scope", scopeExport)
 	case c.Provider != "dir" && c.Provider != "gcs":
-		return refuse("connector_provider_unsupported", "Exports to %s are not possible with this server; use a connector of gcs or dir.", c.Provider)
+		return "", refuse("connector_provider_unsupported", "Exports to %s are not possible with this server; use a connector of gcs or dir.", c.Provider)
 	}
 	if base, err = conn.CheckExportPath(c.ExportBasePath); err != nil {
-		return refuse("connector_export_path_invalid", "The export_base_path of the connector %s %s.", id, err)
+		return "", refuse("connector_export_path_invalid", "The export_base_path of the connector %s %s.", id, err)
 	}
-	return c, base, nil
+	return base, nil
 }
 
 func (a *Admin) listExports(ctx context.Context, in *listExports) (*body[[]export], error) {

@@ -30,7 +30,10 @@ func conformExport(t *testing.T, v any) {
 	if got := slices.Sorted(maps.Keys(x)); !slices.Equal(got, exportMembers) {
 		t.Fatalf("members %v", got)
 	}
-	bad := func(format string, args ...any) { t.Helper(); t.Errorf("%v: "+format, append([]any{x["export_id"]}, args...)...) }
+	bad := func(format string, args ...any) {
+		t.Helper()
+		t.Errorf("%v: "+format, append([]any{x["export_id"]}, args...)...)
+	}
 	text := func(name string, allowed ...string) {
 		t.Helper()
 		s, ok := x[name].(string)
@@ -98,8 +101,12 @@ func TestExportObject(t *testing.T) {
 	put("exp_pending", func(*store.Export) {})
 	put("exp_retrying", func(x *store.Export) { x.Attempts, x.LastError, x.StartedAt = 1, "busy", now })
 	put("exp_running", func(x *store.Export) { x.Status, x.Attempts = store.ExportProcessing, 1 })
-	put("exp_dead", func(x *store.Export) { x.Status, x.Attempts, x.LastError, x.EndedAt = store.ExportFailed, 3, "busy", now })
-	put("exp_failed", func(x *store.Export) { x.Status, x.Attempts, x.LastError, x.EndedAt = store.ExportFailed, 1, "gone", now })
+	put("exp_dead", func(x *store.Export) {
+		x.Status, x.Attempts, x.LastError, x.EndedAt = store.ExportFailed, 3, "busy", now
+	})
+	put("exp_failed", func(x *store.Export) {
+		x.Status, x.Attempts, x.LastError, x.EndedAt = store.ExportFailed, 1, "gone", now
+	})
 	put("exp_expired", func(x *store.Export) { x.Status, x.Attempts, x.Size, x.EndedAt = store.ExportCompleted, 1, 5, now })
 	delivered := func(x *store.Export) {
 		x.Type, x.Target, x.Runs, x.Connector, x.BasePath, x.Subpath = event.ExportOfIndex, f.index, []string{f.run}, f.outbox, "exports", "a/b"
@@ -279,7 +286,7 @@ func TestDownload(t *testing.T) {
 		t.Helper()
 		data, err := io.ReadAll(res.Body)
 		must(t, err)
-		if res.StatusCode != 200 || res.Header.Get("Content-Type") != "application/json" || res.Header.Get("Content-Length") != fmt.Sprint(len(exported)) ||
+		if res.StatusCode != http.StatusOK || res.Header.Get("Content-Type") != "application/json" || res.Header.Get("Content-Length") != fmt.Sprint(len(exported)) ||
 			len(res.TransferEncoding) > 0 || res.Header.Get("Content-Encoding") != "" || string(data) != exported {
 			t.Errorf("%d %v %v %q", res.StatusCode, res.Header, res.TransferEncoding, data)
 		}
@@ -324,12 +331,12 @@ func TestDownload(t *testing.T) {
 		"rubbish":           path + "?token=x",
 		"nothing":           path + "?token=",
 	} {
-		if res := get(path, nil); res.StatusCode != 401 {
+		if res := get(path, nil); res.StatusCode != http.StatusUnauthorized {
 			t.Errorf("%s: %d", name, res.StatusCode)
 		}
 	}
 	// A credential counts, also beside a token.
-	if res := get(path+"?token="+token, map[string]string{"X-API-Key": w.keys["search"]}); res.StatusCode != 403 {
+	if res := get(path+"?token="+token, map[string]string{"X-API-Key": w.keys["search"]}); res.StatusCode != http.StatusForbidden {
 		t.Errorf("a key without the scope: %d", res.StatusCode)
 	}
 	if strings.Contains(w.log.String(), token) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -109,7 +110,7 @@ func TestDocumentBytes(t *testing.T) {
 		}
 		write("other", strings.NewReader("in between"))
 		rest, err := io.ReadAll(r)
-		if got := append(half, rest...); err != nil || d.Size != int64(size) || !bytes.Equal(got, want) {
+		if got := slices.Concat(half, rest); err != nil || d.Size != int64(size) || !bytes.Equal(got, want) {
 			t.Errorf("%d bytes came back as %d of %d: %v", size, len(got), d.Size, err)
 		}
 	}

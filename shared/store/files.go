@@ -26,7 +26,7 @@ func (d *Documents) Write(ctx context.Context, name string, r io.Reader) (int64,
 	if err != nil {
 		return 0, fmt.Errorf("store document %s: %w", name, err)
 	}
-	return int64(info.Size), nil //nolint:gosec // bytes that were counted
+	return int64(info.Size), nil
 }
 
 // untilDone is a reader that fails once its context has ended.
@@ -70,7 +70,7 @@ func (d *Documents) Find(ctx context.Context, name string) (Document, error) {
 		return Document{}, fmt.Errorf("document %s: %w", name, err)
 	}
 	return Document{
-		Name: name, Size: int64(info.Size), //nolint:gosec // bytes that were counted
+		Name: name, Size: int64(info.Size),
 		stream: d.stream, subject: "$O." + d.bucket + ".C." + info.NUID, digest: info.Digest,
 	}, nil
 }
