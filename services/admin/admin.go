@@ -24,6 +24,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"millrace/services/exporter"
 	"millrace/shared/bucket"
 	"millrace/shared/bus"
 	"millrace/shared/event"
@@ -130,12 +131,15 @@ type Sealer interface {
 	Open(sealed, aad string) ([]byte, error)
 }
 
-// Deps is what an admin is given from outside. All are required but Ops.
+// Deps is what an admin is given from outside. All are required but Ops and LinkKey.
 type Deps struct {
 	Sources Sources
 	Sealer  Sealer
 	// Ops answers /healthz, /readyz and /metrics.
 	Ops http.Handler
+	// LinkKey signs download links, so all admins of a deployment must have the same, 32 bytes; see LinkKey. Without one,
+	// links are good on this admin alone and as long as it lives.
+	LinkKey []byte
 }
 
 // Admin is the service. See New.
@@ -157,6 +161,9 @@ type Admin struct {
 	ledger      *store.Ledger
 	deletions   *store.Register[store.Deletion]
 	documents   *store.Documents
+	exports     *exporter.Exports
+	exportAutos *store.Register[store.ExportAutomation]
+	links       linkSigner
 	runBook     *runBook
 	keys        *keyring
 	push        *pushVerifier // nil: pushes need an API key
@@ -190,6 +197,7 @@ func New(cfg Config, env service.Env, deps Deps) (*Admin, error) {
 		deps:    deps,
 		metrics: newMetrics(env.Metrics),
 		ledger:  store.NewLedger(env.Bus),
+		links:   newLinkSigner(deps.LinkKey),
 		feeds:   newFeeds(),
 		limiter: newLimiter(cfg.Limits),
 		answers: &answers{
@@ -244,6 +252,12 @@ func (a *Admin) bind(ctx context.Context) (err error) {
 		return err
 	}
 	if a.documents, err = store.OpenDocuments(ctx, a.bus); err != nil {
+		return err
+	}
+	if a.exports, err = exporter.Open(ctx, a.bus); err != nil {
+		return err
+	}
+	if a.exportAutos, err = store.Open[store.ExportAutomation](ctx, a.bus, topology.ExportAutomations); err != nil {
 		return err
 	}
 	reg, err := store.Open[store.Key](ctx, a.bus, topology.Keys)

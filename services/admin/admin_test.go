@@ -58,6 +58,7 @@ type world struct {
 	windows     *window.Windows
 	ledger      *store.Ledger
 	documents   *store.Documents
+	exports     *store.Register[store.Export]
 }
 
 func newWorld(t testing.TB, change ...func(*admin.Config)) *world {
@@ -83,6 +84,7 @@ func newWorld(t testing.TB, change ...func(*admin.Config)) *world {
 	w.automations, w.prompts = register[store.Automation](w, topology.Automations), register[store.Prompt](w, topology.Prompts)
 	w.jobs, w.runs = register[store.Job](w, topology.JobRecords), register[store.Run](w, topology.RunRecords)
 	w.keyring, w.answers = register[store.Key](w, topology.Keys), register[store.Answer](w, topology.Answers)
+	w.exports = register[store.Export](w, topology.ExportRecords)
 	w.windows, err = window.Bind(t.Context(), w.bus)
 	must(t, err)
 	w.ledger = store.NewLedger(w.bus)
@@ -291,6 +293,9 @@ func (a *answer) check() {
 		}
 		return
 	}
+	if a.status == http.StatusOK && a.header.Get("Content-Disposition") != "" { // a file
+		return
+	}
 	if ct := a.header.Get("Content-Type"); ct != "application/json; charset=utf-8" {
 		a.t.Errorf("%s: content type %q", a.what, ct)
 	}
@@ -369,7 +374,11 @@ type fixture struct {
 	spare                                  string // a connector that nothing uses
 	calm                                   string // an index whose automation nobody pauses
 	cutLetter, letter                      string // dead letters: one that is not whole, one that is
+	outbox, export                         string // a connector that takes exports, and an export that is ready for download
 }
+
+// exported is the file of the export.
+const exported = `{"runs":[]}` + "\n"
 
 const schema = `{"type":"object","properties":{"a<b":{"type":"string"}}}`
 
@@ -429,6 +438,16 @@ func (w *world) fixture() fixture {
 	must(w.t, w.bus.Bury(ctx, event.Dead{Consumer: "c", Subject: w.bus.Subject("notification", f.connector), Reason: "why", Stage: "decode", Data: []byte("x")}))
 	dead := w.do("GET", "/dead", nil).want(200)
 	f.letter, f.cutLetter = dead.str("data", 0, "dead_id"), dead.str("data", 1, "dead_id")
+	f.outbox = w.do("POST", "/connectors/dir", obj{"name": "Outbox", "path": "/allowed/outbox", "scopes": []string{"export"}, "export_base_path": "exports/"}).want(201).str("connector_id")
+	w.do("PUT", "/indexes/"+f.index+"/automations/export", obj{"destination_connector_id": f.outbox}).want(200)
+	f.export = "exp_fixture"
+	size, err := w.documents.Write(ctx, "exports/fixture", strings.NewReader(exported))
+	must(w.t, err)
+	must(w.t, w.exports.Put(ctx, f.export, store.Export{
+		ID: f.export, Type: event.ExportOfRun, Target: f.run, Index: f.index, Scope: event.AllResults, Format: event.FormatJSON,
+		Status: store.ExportCompleted, Attempts: 1, MaxAttempts: 6, CreatedAt: now, AvailableAt: now, StartedAt: now, EndedAt: now, UpdatedAt: now,
+		Size: size, URI: "millrace://exports/fixture.json", Document: "exports/fixture", Settled: true,
+	}))
 	w.sources.set(f.connector, nil, bucket.Object{Path: "cams/a & b.mp4", Size: 10, ModTime: now}, bucket.Object{Path: "cams/README", Size: 1, ModTime: now})
 	return f
 }

@@ -104,6 +104,8 @@ func (a *Admin) routes() http.Handler {
 	a.mediaRoutes()
 	a.deletionRoutes()
 	a.workflowRoutes()
+	a.exportRoutes()
+	a.exportAutomationRoutes()
 	a.notificationRoutes()
 	a.deadRoutes()
 	a.eventRoutes()
@@ -418,6 +420,10 @@ func (w *recorder) WriteHeader(status int) {
 		return
 	}
 	w.status = status
+	if w.Header().Get("Content-Disposition") != "" { // a file is what it is
+		w.ResponseWriter.WriteHeader(status)
+		return
+	}
 	switch w.Header().Get("Content-Type") {
 	case "application/json", "application/problem+json":
 		w.Header().Set("Content-Type", "application/json; charset=utf-8")

@@ -30,7 +30,7 @@ func (c *Command) Run(ctx context.Context) error {
 			return nil, err
 		}
 		a, err := New(Config{Addr: c.HTTP, ExtraIntervals: c.ExtraDebounceIntervals, Limits: c.Limits}, env,
-			Deps{Sources: opener, Sealer: keeper, Ops: h.Ops})
+			Deps{Sources: opener, Sealer: keeper, Ops: h.Ops, LinkKey: keeper.Derive(LinkKey)})
 		if err != nil {
 			return nil, err
 		}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	conn "millrace/shared/connector"
 	"millrace/shared/event"
 	"millrace/shared/store"
 )
@@ -134,6 +135,9 @@ func (a *Admin) patchConnector(ctx context.Context, in *patchConnector) (*body[c
 		if len(b.Scopes) > 0 {
 			c.Scopes = scopesOr(b.Scopes)
 		}
+		if _, err := conn.CheckExportPath(c.ExportBasePath); err != nil && c.HasScope(scopeExport) {
+			return invalid("export_base_path", "%s", err)
+		}
 		if sealed != "" {
 			c.Credentials, c.LastTestedAt, c.LastTestResult, c.LastTestError = sealed, time.Time{}, "", ""
 			if c.Status == connectorFailed {
@@ -178,8 +182,8 @@ func (a *Admin) deleteConnector(ctx context.Context, in *connectorPath) (*body[m
 	return done, a.connectors.Delete(ctx, in.ID)
 }
 
-// usersOf returns the indexes whose automation is enabled and imports through a connector, and the jobs that have not
-// ended and do.
+// usersOf returns the indexes that have an enabled automation which imports or exports through a connector, and the jobs
+// that have not ended and do.
 //
 // Somebody may begin to use it between this look and its deletion. That does no harm: the job fails and the automation
 // says that its connector is gone.
@@ -190,6 +194,14 @@ func (a *Admin) usersOf(ctx context.Context, connectorID string) (indexes, jobs 
 			return nil, nil, err
 		}
 		if at.Enabled && at.Connector == connectorID {
+			indexes = append(indexes, at.Index)
+		}
+	}
+	for at, err := range a.exportAutos.All(ctx) {
+		if err != nil {
+			return nil, nil, err
+		}
+		if at.Enabled && at.Connector == connectorID && !slices.Contains(indexes, at.Index) {
 			indexes = append(indexes, at.Index)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"millrace/shared/bucket"
+	conn "millrace/shared/connector"
 	"millrace/shared/event"
 	"millrace/shared/store"
 )
@@ -138,6 +139,9 @@ func (a *Admin) createDir(ctx context.Context, in *newDirConnector) (*body[conne
 // createConnector stores a new connector, untested: whether it works is for a test to say, so that a storage that is
 // away for a minute does not stand in the way of configuring it.
 func (a *Admin) createConnector(ctx context.Context, c store.Connector) (*body[connector], error) {
+	if _, err := conn.CheckExportPath(c.ExportBasePath); err != nil && c.HasScope(scopeExport) {
+		return nil, invalid("export_base_path", "%s", err)
+	}
 	c.Status = connectorActive
 	c.CreatedAt = time.Now().UTC()
 	c.UpdatedAt = c.CreatedAt

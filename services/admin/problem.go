@@ -91,12 +91,12 @@ func notFound(thing, id string) *problemError {
 		member = "run_id"
 	case "api_key":
 		member = "key_id"
-	case "import_automation":
+	case "import_automation", "export_automation":
 		member = "index_id"
 	}
 	p := newProblem(http.StatusNotFound, "resource_"+thing+"_not_found", "No %s has the id %s.", strings.ReplaceAll(thing, "_", " "), id)
-	if thing == "import_automation" {
-		p.message = fmt.Sprintf("The index %s has no import automation.", id)
+	if kind, ok := strings.CutSuffix(thing, "_automation"); ok {
+		p.message = fmt.Sprintf("The index %s has no %s automation.", id, kind)
 	}
 	return p.with(member, id)
 }

@@ -97,6 +97,7 @@ func probes() map[string]probe {
 	calm := func(verb string) func(f fixture) string {
 		return func(f fixture) string { return "/indexes/" + f.calm + "/automations/import/" + verb }
 	}
+	exporting := func(f fixture) string { return "/indexes/" + f.index + "/automations/export" }
 	return map[string]probe{
 		"GET /auth/validate":       {scope: "none", path: at("/auth/validate"), ok: 204},
 		"GET /rate-limit/status":   {scope: "none", path: at("/rate-limit/status"), ok: 200, read: "rate limits"},
@@ -220,10 +221,31 @@ func probes() map[string]probe {
 		"GET /events":            {scope: "read", path: at("/events?type=import_job.*,media.created&index_id=idx_1"), stream: true, ok: 200},
 		"GET /explain": {scope: "read", path: func(f fixture) string { return "/explain?path=cams%2Fa%20%26%20b.mp4&connector_id=" + f.connector },
 			unknown: []string{"/explain?path=x&connector_id=" + gone, "/explain?path=x&connector_id=*"}, ok: 200, read: "explanation"},
-		"GET /dead": {scope: "read", path: at("/dead?limit=1"), ok: 200, read: "page dead"},
+		"GET /dead":                   {scope: "read", path: at("/dead?limit=1"), ok: 200, read: "page dead"},
 		"POST /dead/{dead_id}/replay": {scope: "write", path: func(f fixture) string { return "/dead/" + f.cutLetter + "/replay" }, unknown: []string{"/dead/" + gone + "/replay", "/dead/dead_zzzzzz_000000000000/replay"}, ok: 409, emptyOK: true, never: true},
-		"DELETE /dead/{dead_id}":             {scope: "admin", path: func(f fixture) string { return "/dead/" + f.letter }, unknown: []string{"/dead/" + gone, "/dead/dead_1_000000000000", "/dead/dead_zzzzzz_000000000000"}, ok: 200, emptyOK: true, read: "message"},
-		"POST /notifications/{connector_id}": {scope: "write", path: func(f fixture) string { return "/notifications/" + f.connector }, unknown: []string{"/notifications/" + gone}, ok: 200, body: func(fixture) any { return obj{"message": obj{}} }, read: "message"},
+		"DELETE /dead/{dead_id}":      {scope: "admin", path: func(f fixture) string { return "/dead/" + f.letter }, unknown: []string{"/dead/" + gone, "/dead/dead_1_000000000000", "/dead/dead_zzzzzz_000000000000"}, ok: 200, emptyOK: true, read: "message"},
+		"POST /exports/index/{index_id}": {scope: "write", path: func(f fixture) string { return "/exports/index/" + f.index }, unknown: []string{"/exports/index/" + gone}, ok: 202, emptyOK: true, read: "export made",
+			body: func(f fixture) any {
+				return obj{"prompt_run_ids": []string{f.run}, "destination_connector_id": f.outbox, "destination_subpath": "a/b", "result_scope": "matches", "format": nil}
+			},
+			wrong: []obj{{"prompt_run_ids": "x"}, {"prompt_run_ids": []int{1}}, {"result_scope": "some"}, {"format": "xml"}, {"destination_connector_id": 5}, {"destination_subpath": "../x"}, {"destination_subpath": "/x"}, {"destination_subpath": "a/./b"}}},
+		"POST /exports/prompt-run/{run_id}": {scope: "write", path: func(f fixture) string { return "/exports/prompt-run/" + f.run }, unknown: []string{"/exports/prompt-run/" + gone}, ok: 202, emptyOK: true, read: "export made",
+			body: func(fixture) any { return obj{"result_scope": "all", "format": "csv"} }, wrong: []obj{{"result_scope": 1}, {"format": "JSON"}, {"destination_subpath": ".."}}},
+		"POST /exports/import-job/{job_id}": {scope: "write", path: func(f fixture) string { return "/exports/import-job/" + f.job }, unknown: []string{"/exports/import-job/" + gone}, ok: 202, emptyOK: true, read: "export made",
+			body: func(fixture) any { return obj{"format": "jsonl"} }, wrong: []obj{{"format": 1}, {"destination_subpath": "a\\b"}}},
+		"GET /exports":                               {scope: "read", path: at("/exports?limit=200"), ok: 200, read: "[export"},
+		"GET /exports/{export_id}":                   {scope: "read", path: func(f fixture) string { return "/exports/" + f.export }, unknown: []string{"/exports/" + gone, "/exports/%2A"}, ok: 200, read: "export"},
+		"POST /exports/{export_id}/download-url":     {scope: "read", path: func(f fixture) string { return "/exports/" + f.export + "/download-url" }, unknown: []string{"/exports/" + gone + "/download-url"}, ok: 200, emptyOK: true, read: "download link"},
+		"GET /exports/{export_id}/download":          {scope: "read", path: func(f fixture) string { return "/exports/" + f.export + "/download" }, unknown: []string{"/exports/" + gone + "/download"}, ok: 200},
+		"GET /indexes/{index_id}/automations/export": {scope: "read", path: exporting, unknown: []string{"/indexes/" + gone + "/automations/export"}, ok: 200, read: "export automation"},
+		"PUT /indexes/{index_id}/automations/export": {scope: "write", path: exporting, unknown: []string{"/indexes/" + gone + "/automations/export"}, ok: 200, read: "export automation",
+			body: func(f fixture) any {
+				return obj{"destination_connector_id": f.outbox, "destination_subpath": nil, "enabled": true, "format": "jsonl"}
+			},
+			wrong: []obj{{"destination_connector_id": 5}, {"enabled": true}, {"destination_connector_id": "c", "destination_subpath": "/x"}, {"destination_connector_id": "c", "format": "x"}, {"destination_connector_id": "c", "paused": "no"}}},
+		"POST /indexes/{index_id}/automations/export/pause":  {scope: "write", path: func(f fixture) string { return exporting(f) + "/pause" }, unknown: []string{"/indexes/" + gone + "/automations/export/pause"}, ok: 200, emptyOK: true, read: "export automation"},
+		"POST /indexes/{index_id}/automations/export/resume": {scope: "write", path: func(f fixture) string { return exporting(f) + "/resume" }, unknown: []string{"/indexes/" + gone + "/automations/export/resume"}, ok: 200, emptyOK: true, read: "export automation"},
+		"POST /notifications/{connector_id}":                 {scope: "write", path: func(f fixture) string { return "/notifications/" + f.connector }, unknown: []string{"/notifications/" + gone}, ok: 200, body: func(fixture) any { return obj{"message": obj{}} }, read: "message"},
 	}
 }
 
@@ -539,8 +561,13 @@ var models = map[string]model{
 	"workflow page":  {required: words("run_id status result_level unfiltered"), members: map[string]string{"unfiltered": "page video result"}},
 	"result":         {required: words("segment_id run_id prompt_id executed_at metadata metadata_text result_type field_extraction_succeeded thumbnail_available gif_available")},
 	"automation":     {required: words("automation_id index_id enabled paused connector_id source_prefix file_pattern recursive debounce_interval created_at updated_at")},
-	"page":           {required: words("data pagination"), arrays: words("data"), members: map[string]string{"pagination": "pagination"}},
-	"pagination":     {required: words("limit has_more")},
+	"export": {required: words(`export_id target_id export_type status queue_status attempts max_attempts created_at available_at updated_at
+		destination_type export_params`)},
+	"export made":       {required: words("export_id status")},
+	"download link":     {required: words("export_id status destination_type")},
+	"export automation": {required: words("automation_id index_id enabled paused destination_connector_id format created_at updated_at")},
+	"page":              {required: words("data pagination"), arrays: words("data"), members: map[string]string{"pagination": "pagination"}},
+	"pagination":        {required: words("limit has_more")},
 }
 
 var timestamps = regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$`)

@@ -36,6 +36,7 @@ type deleter struct {
 	im          *Importer
 	indexes     *store.Register[store.Index]
 	automations *store.Register[store.Automation]
+	exports     *store.Register[store.ExportAutomation]
 	runs        *store.Register[store.Run]
 	deletions   *store.Register[store.Deletion]
 	windows     *window.Windows
@@ -58,6 +59,9 @@ func (x *deleter) open(ctx context.Context, b *bus.Bus) (err error) {
 		return err
 	}
 	if x.automations, err = store.Open[store.Automation](ctx, b, topology.Automations); err != nil {
+		return err
+	}
+	if x.exports, err = store.Open[store.ExportAutomation](ctx, b, topology.ExportAutomations); err != nil {
 		return err
 	}
 	if x.runs, err = store.Open[store.Run](ctx, b, topology.RunRecords); err != nil {
@@ -274,6 +278,9 @@ func (x *deleter) progress(ctx context.Context, req event.DeletionRequested, sta
 func (x *deleter) drain(ctx context.Context, index string) error {
 	automation := event.AutomationOfIndex(index)
 	if err := remove(ctx, x.automations, automation); err != nil {
+		return err
+	}
+	if err := remove(ctx, x.exports, event.ExportAutomationOfIndex(index)); err != nil {
 		return err
 	}
 	if w, err := x.windows.Get(ctx, automation); err != nil {

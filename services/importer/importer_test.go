@@ -549,8 +549,9 @@ func TestTwoImporters(t *testing.T) {
 	if rec.Progress.Imported != len(paths) || len(r.media()) != len(paths) {
 		t.Errorf("progress %+v, %d media", rec.Progress, len(r.media()))
 	}
-	if n := len(r.events(event.JobCompleted)); n != 1 {
-		t.Errorf("%d completed events", n)
+	// One that was stopped between the event and its record leaves it to be told again, under the same id.
+	if ids := r.events(event.JobCompleted); len(slices.Compact(ids)) != 1 {
+		t.Errorf("completed events of %v", ids)
 	}
 	r.checkLibrary()
 }

@@ -9,7 +9,7 @@ import (
 	"millrace/shared/broker/brokertest"
 )
 
-// TestStorySplit tells the same story on five separate processes and a worker, over a cluster of three brokers with
+// TestStorySplit tells the same story on six separate processes and a worker, over a cluster of three brokers with
 // three copies of everything. On the way each process is killed once, some for as long as others need them.
 func TestStorySplit(t *testing.T) {
 	t.Parallel()
@@ -33,6 +33,7 @@ func TestStorySplit(t *testing.T) {
 	add("debouncer", "debouncer")
 	add("importer", "importer", append(shared, "--library", library)...)
 	add("preset-trigger", "preset-trigger")
+	add("exporter", "exporter", shared...)
 	add("worker", "millrace", "worker", "--exec", countBytes, "--media-dir", library)
 
 	restart := func(name string) {

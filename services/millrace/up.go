@@ -1,4 +1,4 @@
-// Package millrace is the whole product in one process: the five services over an embedded broker, the same services
+// Package millrace is the whole product in one process: the services over an embedded broker, the same services
 // that run alone elsewhere, over the same subjects. Only the broker's address differs.
 package millrace
 
@@ -16,6 +16,7 @@ import (
 
 	"millrace/services/admin"
 	"millrace/services/debouncer"
+	"millrace/services/exporter"
 	"millrace/services/importer"
 	presettrigger "millrace/services/preset-trigger"
 	"millrace/services/run"
@@ -46,6 +47,7 @@ type Options struct {
 	Workers      int           `help:"Objects imported at a time." default:"16"`
 	BulkWorkers  int           `help:"The same for one-time jobs." default:"8"`
 	MaxSize      int64         `help:"Largest object imported, in bytes; 0: no limit." default:"0"`
+	KeepExports  time.Duration `help:"How long exports can be downloaded." default:"720h"`
 	ScanInterval time.Duration `help:"How often an automation's prefix is listed to find what no notification told." default:"1h"`
 
 	PubSubEndpoint string `help:"Address of a Pub/Sub emulator." hidden:""`
@@ -199,13 +201,22 @@ func (app *App) build(ctx context.Context, o Options) error {
 		app.host.Add("worker", w)
 	}
 
+	if env, err = app.host.Env("exporter"); err != nil {
+		return err
+	}
+	exp, err := exporter.New(exporter.Config{Keep: o.KeepExports}, env, opener)
+	if err != nil {
+		return err
+	}
+	app.host.Add("exporter", exp)
+
 	if env, err = app.host.Env("admin"); err != nil {
 		return err
 	}
 	app.admin, err = admin.New(admin.Config{
 		Addr: o.HTTP, ExtraIntervals: o.ExtraDebounceIntervals, Executor: o.Executor,
 		Limits: o.Limits, Door: filepath.Join(o.Data, admin.DoorFile),
-	}, env, admin.Deps{Sources: opener, Sealer: keeper, Ops: app.host.Ops})
+	}, env, admin.Deps{Sources: opener, Sealer: keeper, Ops: app.host.Ops, LinkKey: keeper.Derive(admin.LinkKey)})
 	if err != nil {
 		return err
 	}

@@ -94,20 +94,27 @@ func (b *Bus) none(ctx context.Context, stream string, subjects []string, from u
 // codeNoMessage is the server's error code for a message that is not there.
 const codeNoMessage = 10037
 
-// newest asks the leader of a stream for the sequence of the last message whose subject matches filter, 0 when there is none. While the
-// stream has no leader it asks again.
+// newest asks the leader of a stream for the sequence of the last message whose subject matches filter, 0 when there is
+// none.
 func (b *Bus) newest(ctx context.Context, stream, filter string) (uint64, error) {
+	m, err := b.lastOfLeader(ctx, stream, filter)
+	return m.Sequence, err
+}
+
+// lastOfLeader returns the last message whose subject matches filter as the leader of the stream has it; its sequence is
+// 0 when there is none. While the stream has no leader it asks again.
+func (b *Bus) lastOfLeader(ctx context.Context, stream, filter string) (Stored, error) {
 	body, err := json.Marshal(map[string]string{"last_by_subj": filter})
 	if err != nil {
-		return 0, err
+		return Stored{}, err
 	}
 	for late := (lateness{}); ; {
-		seq, err := b.askLeader(ctx, stream, body)
+		m, err := b.askLeader(ctx, stream, body)
 		if !errors.Is(err, nats.ErrNoResponders) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, errNoLeader) || ctx.Err() != nil {
-			return seq, err
+			return m, err
 		}
 		if werr := late.wait(ctx, false); werr != nil {
-			return 0, fmt.Errorf("%w (%w)", werr, err)
+			return m, fmt.Errorf("%w (%w)", werr, err)
 		}
 	}
 }
@@ -118,26 +125,31 @@ var errNoLeader = errors.New("the stream has no leader")
 // leaderTimeout bounds one question to a leader, which answers in no time or is gone.
 const leaderTimeout = 2 * time.Second
 
-func (b *Bus) askLeader(ctx context.Context, stream string, body []byte) (uint64, error) {
+func (b *Bus) askLeader(ctx context.Context, stream string, body []byte) (Stored, error) {
 	ctx, cancel := context.WithTimeout(ctx, leaderTimeout)
 	defer cancel()
 	m, err := b.nc.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+stream, body)
 	if err != nil {
-		return 0, err
+		return Stored{}, err
 	}
 	var said struct {
 		Error   *jetstream.APIError
-		Message struct{ Seq uint64 }
+		Message struct {
+			Subject string
+			Seq     uint64
+			Time    time.Time
+			Data    []byte
+		}
 	}
 	switch err := json.Unmarshal(m.Data, &said); {
 	case err != nil:
-		return 0, err
+		return Stored{}, err
 	case said.Error == nil:
-		return said.Message.Seq, nil
+		return Stored{Subject: said.Message.Subject, Sequence: said.Message.Seq, Time: said.Message.Time, Data: said.Message.Data}, nil
 	case said.Error.ErrorCode == codeNoMessage:
-		return 0, nil
+		return Stored{}, nil
 	case said.Error.Code == 503:
-		return 0, fmt.Errorf("%w: %w", errNoLeader, said.Error)
+		return Stored{}, fmt.Errorf("%w: %w", errNoLeader, said.Error)
 	}
-	return 0, said.Error
+	return Stored{}, said.Error
 }

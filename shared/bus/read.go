@@ -70,6 +70,34 @@ func (b *Bus) scan(ctx context.Context, stream, filter string, from uint64, yiel
 	}
 }
 
+// Records yields every message of a stream given by the broker's name, as those behind buckets are, in stream order. One
+// that is replaced meanwhile may come twice, and is never left out.
+func (b *Bus) Records(ctx context.Context, stream string) iter.Seq2[Stored, error] {
+	return func(yield func(Stored, error) bool) { b.scan(ctx, stream, ">", 1, yield) }
+}
+
+// Get returns the last message of one subject of a stream given by the broker's name; its sequence is 0 when there is
+// none.
+func (b *Bus) Get(ctx context.Context, stream, subject string) (Stored, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	if b.clustered() {
+		return b.lastOfLeader(ctx, stream, subject)
+	}
+	m, err := b.nc.RequestWithContext(ctx, "$JS.API.DIRECT.GET."+stream+"."+subject, nil)
+	if err != nil {
+		return Stored{}, err
+	}
+	switch status := m.Header.Get("Status"); {
+	case m.Header.Get(jetstream.SequenceHeader) != "":
+		return stored(m)
+	case status == "404":
+		return Stored{}, nil
+	default:
+		return Stored{}, fmt.Errorf("the broker answered %s %s", status, m.Header.Get("Description"))
+	}
+}
+
 // lastBound is how many subjects one request for last messages names; the server answers with up to 1,024 messages.
 const lastBound = 500
 

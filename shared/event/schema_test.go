@@ -38,6 +38,8 @@ var contracts = map[string]any{
 	"dead":          event.Dead{},
 
 	"deletion_requested": event.DeletionRequested{},
+	"export_requested":   event.ExportRequested{},
+	"export":             event.ExportEvent{},
 }
 
 // vocabularies is every closed list by the schemas and properties that carry it.
@@ -54,6 +56,11 @@ var vocabularies = map[string][]string{
 		event.MediumBaseline),
 	"report.state": texts(event.Processing, event.Successful, event.Unsuccessful),
 	"dead.stage":   {"receive", "decode", "handle", "panic", "deliver"},
+
+	"export_requested.export_type":  texts(event.ExportOfIndex, event.ExportOfRun, event.ExportOfJob),
+	"export_requested.result_scope": texts(event.AllResults, event.OnlyMatches),
+	"export_requested.format":       texts(event.FormatJSON, event.FormatLines, event.FormatCSV),
+	"export.export_type":            texts(event.ExportOfIndex, event.ExportOfRun, event.ExportOfJob),
 }
 
 func texts[S ~string](values ...S) []string {
@@ -553,6 +560,7 @@ func TestEveryEventHasAChannel(t *testing.T) {
 	types := []event.Type{
 		event.JobStarted, event.JobCompleted, event.JobPartialCompleted, event.JobFailed, event.MediaCreated,
 		event.RunStarted, event.RunCompleted, event.RunPartialCompleted, event.RunFailed, event.RunCancelled, event.ScanDrift,
+		event.ExportReady, event.ExportFailed,
 	}
 	for _, typ := range types {
 		subject := top.Subject("event", string(typ), "i", "s")

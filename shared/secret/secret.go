@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -34,7 +35,10 @@ var (
 const sealedPrefix = "s1."
 
 // Keeper seals and opens secrets with the keys of one key file. Its methods may be called concurrently.
-type Keeper struct{ aead tink.AEAD }
+type Keeper struct {
+	aead tink.AEAD
+	root String // the key file, see Derive
+}
 
 // Load reads the key file at path; when there is none and create is set, it makes one (mode 0600) that is on disk when
 // Load returns. Processes that create it at the same time end up with the same file.
@@ -68,8 +72,12 @@ func read(path string) (*Keeper, error) {
 	if perm := info.Mode().Perm(); perm&0o077 != 0 {
 		return nil, fmt.Errorf("%w: mode %04o, want 0600", ErrPermissions, perm)
 	}
+	root, err := io.ReadAll(f)
+	if err != nil {
+		return nil, err
+	}
 	// The file holds the key in the clear, as a private SSH key does: what protects it is its mode.
-	handle, err := insecurecleartextkeyset.Read(keyset.NewJSONReader(f))
+	handle, err := insecurecleartextkeyset.Read(keyset.NewJSONReader(bytes.NewReader(root)))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrKeyFile, err)
 	}
@@ -77,7 +85,7 @@ func read(path string) (*Keeper, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrKeyFile, err)
 	}
-	return &Keeper{aead: a}, nil
+	return &Keeper{aead: a, root: NewString(string(root))}, nil
 }
 
 // generate writes a new key file under another name and links it to path, which fails when somebody was faster: then

@@ -217,3 +217,20 @@ func TestKeys(t *testing.T) {
 		t.Errorf("hash of abc is %s", got)
 	}
 }
+
+// Processes that share the file share what is derived; purposes and files do not.
+func TestDerive(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "keys")
+	one, same, other := load(t, path), load(t, path), load(t, filepath.Join(t.TempDir(), "keys"))
+	key := one.Derive("links")
+	if len(key) != 32 || !bytes.Equal(key, same.Derive("links")) {
+		t.Errorf("%x and %x", key, same.Derive("links"))
+	}
+	if bytes.Equal(key, one.Derive("other")) || bytes.Equal(key, other.Derive("links")) {
+		t.Error("another purpose or another file gave the same")
+	}
+	if s := fmt.Sprintf("%v %+v %#v", one, *one, one); strings.Contains(s, "primaryKeyId") {
+		t.Errorf("the key file is printed: %s", s)
+	}
+}

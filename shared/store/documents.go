@@ -16,7 +16,11 @@ import (
 )
 
 // Documents holds what is too big for a record, as JSON Lines.
-type Documents struct{ objects jetstream.ObjectStore }
+type Documents struct {
+	objects jetstream.ObjectStore
+	stream  jetstream.Stream // behind objects
+	bucket  string
+}
 
 // OpenDocuments binds the object store of the topology.
 func OpenDocuments(ctx context.Context, b *bus.Bus) (*Documents, error) {
@@ -24,10 +28,14 @@ func OpenDocuments(ctx context.Context, b *bus.Bus) (*Documents, error) {
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
 		err = topology.ErrMissing
 	}
+	var stream jetstream.Stream
+	if err == nil {
+		stream, err = b.JetStream().Stream(ctx, "OBJ_"+b.Bucket(topology.Documents))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open object store %s: %w", topology.Documents, err)
 	}
-	return &Documents{objects: o}, nil
+	return &Documents{objects: o, stream: stream, bucket: b.Bucket(topology.Documents)}, nil
 }
 
 // WriteLines stores a line for each value under name, replacing what was there. Lines are made while they are stored,
@@ -57,7 +65,8 @@ func WriteLines[T any](ctx context.Context, d *Documents, name string, lines ite
 	return nil
 }
 
-// ReadLines yields the values of a document, or ErrNotFound.
+// ReadLines yields the values of a document, or ErrNotFound. Memory stays constant, and the caller may take its time
+// between two values.
 func ReadLines[T any](ctx context.Context, d *Documents, name string) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		for line, err := range ReadLinesFrom[T](ctx, d, name, 0) {
@@ -78,24 +87,15 @@ type Line[T any] struct {
 // passed over without being looked at.
 func ReadLinesFrom[T any](ctx context.Context, d *Documents, name string, from int64) iter.Seq2[Line[T], error] {
 	return func(yield func(Line[T], error) bool) {
-		fail := func(format string, err error) { yield(Line[T]{}, fmt.Errorf(format, name, err)) }
-		// Without a deadline the client waits 5 s for bytes, with one it waits that long.
-		open, cancel := context.WithCancel(context.WithoutCancel(ctx))
-		defer cancel()
-		defer context.AfterFunc(ctx, cancel)()
-		o, err := d.objects.Get(open, name)
-		if errors.Is(err, jetstream.ErrObjectNotFound) {
-			err = ErrNotFound
-		}
+		doc, err := d.Find(ctx, name)
 		if err != nil {
-			fail("document %s: %w", err)
+			yield(Line[T]{}, err)
 			return
 		}
-		defer func() { _ = o.Close() }()
-		in := bufio.NewReaderSize(whole{o}, 64<<10)
+		in := doc.Reader(ctx)
 		if _, err := io.CopyN(io.Discard, in, from); err != nil {
 			if !errors.Is(err, io.EOF) {
-				fail("read document %s: %w", err)
+				yield(Line[T]{}, err)
 			}
 			return
 		}
@@ -107,7 +107,7 @@ func ReadLinesFrom[T any](ctx context.Context, d *Documents, name string, from i
 				return
 			}
 			if err != nil {
-				fail("read document %s: %w", err)
+				yield(Line[T]{}, fmt.Errorf("decode document %s: %w", name, err))
 				return
 			}
 			if !yield(Line[T]{Value: v, Next: from + dec.InputOffset()}, nil) {
@@ -117,17 +117,5 @@ func ReadLinesFrom[T any](ctx context.Context, d *Documents, name string, from i
 	}
 }
 
-// errReplaced says that bytes of a document do not come: somebody wrote it anew while it was being read, and what it was
-// made of is gone.
+// errReplaced says that bytes of a document are gone or are others: somebody wrote it anew while it was being read.
 var errReplaced = errors.New("the document was replaced while it was being read")
-
-// whole is a reader of a document that does not wait for bytes that are gone.
-type whole struct{ io.Reader }
-
-func (w whole) Read(p []byte) (int, error) {
-	n, err := w.Reader.Read(p)
-	if n == 0 && err == nil && len(p) > 0 { // how the client says that nothing came in time
-		return 0, errReplaced
-	}
-	return n, err
-}

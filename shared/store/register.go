@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"regexp"
 	"slices"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -28,10 +29,9 @@ var ErrUnchanged = errors.New("unchanged")
 
 // Register is one bucket of records of type T, by key. A key is an id: letters, digits, "-" and "_".
 type Register[T any] struct {
-	bus    *bus.Bus
-	kv     jetstream.KeyValue
-	stream jetstream.Stream // behind kv
-	name   string
+	bus  *bus.Bus
+	kv   jetstream.KeyValue
+	name string
 }
 
 // Open binds a bucket of the topology. It fails with topology.ErrMissing when nobody has made it.
@@ -40,14 +40,10 @@ func Open[T any](ctx context.Context, b *bus.Bus, name string) (*Register[T], er
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
 		err = topology.ErrMissing
 	}
-	var stream jetstream.Stream
-	if err == nil {
-		stream, err = b.JetStream().Stream(ctx, "KV_"+b.Bucket(name))
-	}
 	if err != nil {
 		return nil, fmt.Errorf("open bucket %s: %w", name, err)
 	}
-	return &Register[T]{bus: b, kv: kv, stream: stream, name: name}, nil
+	return &Register[T]{bus: b, kv: kv, name: name}, nil
 }
 
 // Revision identifies one state of a record for compare-and-set. 0: there is none.
@@ -56,22 +52,36 @@ type Revision = uint64
 // Get returns a record and its revision, or ErrNotFound.
 func (r *Register[T]) Get(ctx context.Context, key string) (T, Revision, error) {
 	v, _, rev, err := r.get(ctx, key)
+	if err != nil {
+		rev = 0
+	}
 	return v, rev, err
 }
 
+// get is Get with the bytes as stored. Of a record that was deleted it returns the revision of the marker that is left in
+// its place, which compare-and-set has to name.
 func (r *Register[T]) get(ctx context.Context, key string) (v T, raw []byte, rev Revision, err error) {
-	e, err := r.kv.Get(ctx, key)
-	if errors.Is(err, jetstream.ErrKeyNotFound) || errors.Is(err, jetstream.ErrInvalidKey) {
+	if !validKey.MatchString(key) { // it could be a wildcard
 		return v, nil, 0, fmt.Errorf("%s %s: %w", r.name, key, ErrNotFound)
 	}
+	m, err := r.bus.Get(ctx, r.behind(), r.subject(key))
 	if err != nil {
 		return v, nil, 0, fmt.Errorf("read %s %s: %w", r.name, key, err)
 	}
-	if err := json.Unmarshal(e.Value(), &v); err != nil {
+	if len(m.Data) == 0 { // never there, or deleted
+		return v, nil, m.Sequence, fmt.Errorf("%s %s: %w", r.name, key, ErrNotFound)
+	}
+	if err := json.Unmarshal(m.Data, &v); err != nil {
 		return v, nil, 0, fmt.Errorf("decode %s %s: %w", r.name, key, err)
 	}
-	return v, e.Value(), e.Revision(), nil
+	return v, m.Data, m.Sequence, nil
 }
+
+// validKey is what a key-value client lets through (NATS ADR-8), without the separators that we do not use.
+var validKey = regexp.MustCompile(`^[A-Za-z0-9_=/-]+$`)
+
+// behind is the broker's name of the stream behind the bucket.
+func (r *Register[T]) behind() string { return "KV_" + r.bus.Bucket(r.name) }
 
 // Put writes a record, whatever is there.
 func (r *Register[T]) Put(ctx context.Context, key string, v T) error {
@@ -135,11 +145,11 @@ func (r *Register[T]) Swap(ctx context.Context, key string, v T, rev Revision) (
 
 // Last returns the revision of the newest write to the bucket, 0 when there was none.
 func (r *Register[T]) Last(ctx context.Context) (Revision, error) {
-	info, err := r.stream.Info(ctx)
+	s, err := r.bus.JetStream().Stream(ctx, r.behind())
 	if err != nil {
 		return 0, fmt.Errorf("look at %s: %w", r.name, err)
 	}
-	return info.State.LastSeq, nil
+	return s.CachedInfo().State.LastSeq, nil
 }
 
 func (r *Register[T]) write(ctx context.Context, key string, v T, expect *uint64) (Revision, error) {
@@ -179,16 +189,7 @@ func (r *Register[T]) subject(key string) string { return "$KV." + r.bus.Bucket(
 func (r *Register[T]) Modify(ctx context.Context, key string, change func(v *T) error) (T, Revision, error) {
 	for {
 		v, raw, rev, err := r.get(ctx, key)
-		if errors.Is(err, ErrNotFound) {
-			// A deleted key leaves a marker, and compare-and-set has to name it.
-			var created bool
-			if rev, created, err = r.tombstone(ctx, key); err != nil {
-				return v, 0, err
-			}
-			if created {
-				continue
-			}
-		} else if err != nil {
+		if err != nil && !errors.Is(err, ErrNotFound) {
 			return v, 0, err
 		}
 		if err := change(&v); err != nil {
@@ -212,19 +213,6 @@ func (r *Register[T]) Modify(ctx context.Context, key string, change func(v *T) 
 	}
 }
 
-// tombstone returns the revision of the marker that a deleted record leaves, 0 when there never was one, or says that
-// somebody created the record meanwhile.
-func (r *Register[T]) tombstone(ctx context.Context, key string) (rev Revision, created bool, err error) {
-	m, err := r.stream.GetLastMsgForSubject(ctx, r.subject(key))
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return 0, false, nil
-	}
-	if err != nil {
-		return 0, false, fmt.Errorf("read %s %s: %w", r.name, key, err)
-	}
-	return m.Sequence, len(m.Data) > 0, nil
-}
-
 // Delete removes a record; none there is no error.
 func (r *Register[T]) Delete(ctx context.Context, key string) error {
 	if err := r.kv.Delete(ctx, key); err != nil {
@@ -235,40 +223,35 @@ func (r *Register[T]) Delete(ctx context.Context, key string) error {
 
 // Deleted reports whether there was a record under key and it was deleted.
 func (r *Register[T]) Deleted(ctx context.Context, key string) (bool, error) {
-	rev, there, err := r.tombstone(ctx, key)
-	return rev != 0 && !there, err
+	_, _, rev, err := r.get(ctx, key)
+	if errors.Is(err, ErrNotFound) {
+		return rev != 0, nil
+	}
+	return false, err
 }
 
-// All yields every record, oldest write first.
+// All yields every record, oldest write first. One that is written meanwhile may come twice, and is never left out.
+//
+// It is not a watch that ends: the client ends the first pass of a watch by a count, which is short by a record that is
+// replaced at that moment.
 func (r *Register[T]) All(ctx context.Context) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
-		w, err := r.kv.WatchAll(ctx, jetstream.IgnoreDeletes())
-		if err != nil {
-			var zero T
-			yield(zero, fmt.Errorf("list %s: %w", r.name, err))
-			return
-		}
-		defer func() { _ = w.Stop() }()
-		for e := range w.Updates() {
-			if e == nil {
-				return
-			}
+		for m, err := range r.bus.Records(ctx, r.behind()) {
 			var v T
-			if err := json.Unmarshal(e.Value(), &v); err != nil {
-				err = fmt.Errorf("decode %s %s: %w", r.name, e.Key(), err)
-				yield(v, err)
+			if err == nil && len(m.Data) == 0 {
+				continue // deleted
+			}
+			if err == nil {
+				err = json.Unmarshal(m.Data, &v)
+			}
+			if err != nil {
+				yield(v, fmt.Errorf("list %s: %w", r.name, err))
 				return
 			}
 			if !yield(v, nil) {
 				return
 			}
 		}
-		var zero T
-		err = ctx.Err()
-		if err == nil {
-			err = errors.New("the subscription ended")
-		}
-		yield(zero, fmt.Errorf("list %s: %w", r.name, err))
 	}
 }
 

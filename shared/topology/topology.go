@@ -31,6 +31,7 @@ const (
 	Runs          = "runs"
 	Reports       = "reports"
 	Deletions     = "deletions"
+	Exports       = "exports"
 	DeadLetters   = "dead"
 )
 
@@ -45,12 +46,17 @@ const (
 	JobRecords      = "job"
 	RunRecords      = "run"
 	DeletionRecords = "deletion"
-	Keys            = "keys"
-	Leases          = "leases"
-	Answers         = "answers"
+
+	ExportRecords     = "export"
+	ExportAutomations = "export_automations"
+
+	Keys    = "keys"
+	Leases  = "leases"
+	Answers = "answers"
 )
 
-// Documents is the object store of what is too big for a record: job reports and the media lists of runs.
+// Documents is the object store of what is too big for a record: job reports, the media lists of runs, and exports for
+// download.
 const Documents = "documents"
 
 // The durable consumers.
@@ -66,6 +72,8 @@ const (
 	PresetTriggerJobs    = "preset-trigger-jobs"
 	PresetTriggerWanted  = "preset-trigger-wanted"
 	WorkerRuns           = "worker-runs"
+	ExporterExports      = "exporter-exports"
+	ExporterRuns         = "exporter-runs"
 )
 
 // Subject joins tokens behind the prefix: Subject("arrival", a, h) is "millrace.arrival.a.h".
@@ -133,6 +141,7 @@ func (t Topology) Streams() []Stream {
 		t.stream(Reports, "what executors say back, the newest per medium", limits, []string{"run.report.*.*"}, onePerSubject),
 		t.stream(Deletions, "media and indexes that somebody deleted and that are still to be cleared away",
 			work, []string{"delete.*"}, onePerSubject),
+		t.stream(Exports, "work for exporters", work, []string{"export.requested.*"}, onePerSubject),
 		t.stream(DeadLetters, "poison, with its reason; replayable", limits, []string{"dead.*.*"},
 			func(c *jetstream.StreamConfig) { c.MaxAge = 30 * day }),
 	}
@@ -146,6 +155,8 @@ func (t Topology) Streams() []Stream {
 		{JobRecords, "one record per job: status and progress"},
 		{RunRecords, "one record per run: status and progress"},
 		{DeletionRecords, "how far the deletion of each index is; that of a medium stands in the ledger"},
+		{ExportRecords, "one record per export: status and where the file is"},
+		{ExportAutomations, "saved configuration, one export automation per index"},
 		{Keys, "API keys, hashed"},
 		{Leases, "who does what only one should do"},
 	} {
@@ -154,7 +165,7 @@ func (t Topology) Streams() []Stream {
 	answers := t.keyValue(Answers, "what was answered to requests with an idempotency key; sealed")
 	answers.Config.MaxAge = day + time.Hour // a day is promised
 	rows = append(rows, answers)
-	return append(rows, t.objectStore(Documents, "job reports and media lists of runs"))
+	return append(rows, t.objectStore(Documents, "job reports, media lists of runs, exports for download"))
 }
 
 // Consumers is the table of durable consumers. All pull, all acknowledge explicitly, and none has a delivery limit that
@@ -173,6 +184,9 @@ func (t Topology) Consumers() []Consumer {
 			"event.import_job.completed.*.*", "event.import_job.partial_completed.*.*"),
 		t.consumer(PresetTriggerWanted, Runs, "makes the runs that people ask for", 1_000, "run.wanted.*"),
 		t.consumer(WorkerRuns, Runs, "carries runs out", 1_000, "run.requested.*"),
+		t.consumer(ExporterExports, Exports, "makes exports", 1_000, "export.requested.*"),
+		t.consumer(ExporterRuns, Events, "exports runs that completed", 1_000,
+			"event.prompt_run.completed.*.*", "event.prompt_run.partial_completed.*.*"),
 	}
 }
 
@@ -213,7 +227,7 @@ func (t Topology) keyValue(name, why string) Stream {
 		Discard:            jetstream.DiscardNew,
 		DenyDelete:         true,
 		AllowRollup:        true,
-		AllowDirect:        t.Replicas <= 1, // a replica that lags would answer with a record as it was
+		AllowDirect:        true,
 		AllowAtomicPublish: true,
 		Duplicates:         2 * time.Minute,
 	}}

@@ -6,6 +6,7 @@ import (
 
 	"millrace/services/admin"
 	"millrace/services/debouncer"
+	"millrace/services/exporter"
 	"millrace/services/importer"
 	presettrigger "millrace/services/preset-trigger"
 	"millrace/services/run"
@@ -29,6 +30,7 @@ type CLI struct {
 	Debouncer     debouncer.Command     `cmd:"" group:"services" help:"When? Arrivals become windows, windows become jobs."`
 	Importer      importer.Command      `cmd:"" group:"services" help:"Bring them in: tasks become media."`
 	PresetTrigger presettrigger.Command `cmd:"" group:"services" help:"What next? Jobs become prompt runs."`
+	Exporter      exporter.Command      `cmd:"" group:"services" help:"Where to? Results become files, for download or in a bucket."`
 	Admin         admin.Command         `cmd:"" group:"services" help:"See and steer: the HTTP API."`
 	Worker        worker.Command        `cmd:"" group:"services" help:"Carry prompt runs out with a command per medium."`
 
