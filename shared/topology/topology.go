@@ -31,6 +31,7 @@ const (
 	Runs          = "runs"
 	Reports       = "reports"
 	DeadLetters   = "dead"
+	Deliveries    = "deliveries"
 )
 
 // The key-value buckets.
@@ -45,6 +46,7 @@ const (
 	RunRecords  = "run"
 	Keys        = "keys"
 	Leases      = "leases"
+	Webhooks    = "webhooks"
 )
 
 // Documents is the object store of what is too big for a record: job reports and the media lists of runs.
@@ -62,6 +64,7 @@ const (
 	ImporterBulk         = "importer-bulk"
 	PresetTriggerJobs    = "preset-trigger-jobs"
 	WorkerRuns           = "worker-runs"
+	WebhooksEvents       = "webhooks-events"
 )
 
 // Subject joins tokens behind the prefix: Subject("arrival", a, h) is "millrace.arrival.a.h".
@@ -127,6 +130,8 @@ func (t Topology) Streams() []Stream {
 			func(c *jetstream.StreamConfig) { c.MaxAge = 30 * day }),
 		t.stream(Runs, "work for executors", work, []string{"run.requested.*"}),
 		t.stream(Reports, "what executors say back, the newest per medium", limits, []string{"run.report.*.*"}, onePerSubject),
+		t.stream(Deliveries, "what was and is to be sent to webhooks, with its schedule and its log",
+			limits, []string{"delivery.*.*", "envelope.*"}, onePerSubject, func(c *jetstream.StreamConfig) { c.MaxAge = 30 * day }),
 		t.stream(DeadLetters, "poison, with its reason; replayable", limits, []string{"dead.*.*"},
 			func(c *jetstream.StreamConfig) { c.MaxAge = 30 * day }),
 	}
@@ -141,6 +146,7 @@ func (t Topology) Streams() []Stream {
 		{RunRecords, "one record per run: status and progress"},
 		{Keys, "API keys, hashed"},
 		{Leases, "who does what only one should do"},
+		{Webhooks, "who is told of what; signing secrets sealed"},
 	} {
 		rows = append(rows, t.keyValue(b.name, b.why))
 	}
@@ -161,6 +167,8 @@ func (t Topology) Consumers() []Consumer {
 		t.consumer(ImporterBulk, Tasks, "imports backfills", 20_000, "task.bulk.*.*"),
 		t.consumer(PresetTriggerJobs, Events, "starts runs after jobs", 1_000,
 			"event.import_job.completed.*.*", "event.import_job.partial_completed.*.*"),
+		t.consumer(WebhooksEvents, Events, "makes deliveries of events", 10_000, "event.import_job.*.*.*", "event.media.*.*.*",
+			"event.media.processing.*.*.*", "event.prompt_run.*.*.*", "event.export.*.*.*"),
 		t.consumer(WorkerRuns, Runs, "carries runs out", 1_000, "run.requested.*"),
 	}
 }
