@@ -23,6 +23,7 @@ import (
 
 	"millrace/shared/bucket"
 	"millrace/shared/bus"
+	"millrace/shared/egress"
 	"millrace/shared/service"
 	"millrace/shared/store"
 	"millrace/shared/topology"
@@ -43,6 +44,9 @@ type Config struct {
 	MaxBody int64
 	// Executor says, for people, what carries runs out: "nats", "exec=…".
 	Executor string
+	// AllowEndpoints are networks, addresses and hosts that webhooks may be at although they are not public; see
+	// egress.New.
+	AllowEndpoints []string
 
 	// PushAudience, when set, lets storage systems push notifications with an OIDC token (Pub/Sub) instead of an API
 	// key: it is the audience the token must be made for, exactly.
@@ -90,6 +94,9 @@ func (c Config) Validate() error {
 			bad("--extra-debounce-intervals: %w", err)
 		}
 	}
+	if _, err := egress.New(c.AllowEndpoints); err != nil {
+		errs = append(errs, err)
+	}
 	if c.MaxBody < 0 {
 		bad("largest body %d: must not be negative", c.MaxBody)
 	}
@@ -116,6 +123,8 @@ type Sources interface {
 type Sealer interface {
 	// Seal returns the ciphertext of plaintext, bound to aad.
 	Seal(plaintext []byte, aad string) (string, error)
+	// Open returns what was sealed with the same aad: only the signing secrets of webhooks are ever opened here.
+	Open(sealed, aad string) ([]byte, error)
 }
 
 // Deps is what an admin is given from outside. All are required but Ops.
@@ -145,6 +154,7 @@ type Admin struct {
 	ledger      *store.Ledger
 	documents   *store.Documents
 	keys        *keyring
+	webhooks    *webhooks
 	push        *pushVerifier // nil: pushes need an API key
 
 	router  *router
@@ -213,6 +223,9 @@ func (a *Admin) bind(ctx context.Context) (err error) {
 		return err
 	}
 	if a.documents, err = store.OpenDocuments(ctx, a.bus); err != nil {
+		return err
+	}
+	if a.webhooks, err = openWebhooks(ctx, a.cfg, a.bus, a.deps.Sealer); err != nil {
 		return err
 	}
 	reg, err := store.Open[store.Key](ctx, a.bus, topology.Keys)

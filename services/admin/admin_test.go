@@ -3,6 +3,7 @@ package admin_test
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -136,7 +137,18 @@ func (b *safeBuffer) String() string {
 type sealer struct{}
 
 func (sealer) Seal(plain []byte, aad string) (string, error) {
+	if strings.HasPrefix(aad, `"webhook"`) { // what is opened again
+		return fmt.Sprintf("sealed:%s:%x", aad, plain), nil
+	}
 	return fmt.Sprintf("sealed:%s:%d", aad, len(plain)), nil
+}
+
+func (sealer) Open(sealed, aad string) ([]byte, error) {
+	text, ok := strings.CutPrefix(sealed, "sealed:"+aad+":")
+	if !ok {
+		return nil, errors.New("sealed for another place")
+	}
+	return hex.DecodeString(text)
 }
 
 // sources is storage in memory: objects by connector id, or one error for everything.
@@ -347,6 +359,7 @@ func (a answer) refused(status int, code string, words ...string) answer {
 // fixture is one of everything.
 type fixture struct {
 	connector, index, prompt, job, run, video string
+	webhook, otherWebhook, delivery           string // the other one is to be deleted
 }
 
 const schema = `{"type":"object","properties":{"a<b":{"type":"string"}}}`
@@ -390,6 +403,7 @@ func (w *world) fixture() fixture {
 	must(w.t, err)
 	_, err = w.bus.Publish(ctx, bus.Message{Subject: w.bus.Subject("run", "report", f.run, f.video), Data: report})
 	must(w.t, err)
+	w.webhooks(&f)
 	w.sources.set(f.connector, nil, bucket.Object{Path: "cams/a & b.mp4", Size: 10, ModTime: now}, bucket.Object{Path: "cams/README", Size: 1, ModTime: now})
 	return f
 }

@@ -94,6 +94,7 @@ func (a *Admin) routes() http.Handler {
 	a.automationRoutes()
 	a.runRoutes()
 	a.videoRoutes()
+	a.webhookRoutes()
 	a.notificationRoutes()
 	register(a, route{
 		method: "GET", path: "/auth/validate", scope: anyKey, status: http.StatusNoContent, tag: "Auth",

@@ -19,6 +19,7 @@ type Command struct {
 	HTTP                   string   `name:"http" help:"Where the API listens." default:"127.0.0.1:8080" placeholder:"HOST:PORT"`
 	APIKey                 string   `name:"api-key" help:"Key that clients use. Without one a key is made at the first start and shown once." placeholder:"KEY"`
 	ExtraDebounceIntervals []string `help:"Debounce intervals allowed beside 5m, 10m, 1h and 1d, such as 2s,30s." placeholder:"LIST"`
+	run.Endpoints
 }
 
 // Run runs the service until ctx ends.
@@ -28,7 +29,7 @@ func (c *Command) Run(ctx context.Context) error {
 		if err != nil {
 			return nil, err
 		}
-		a, err := New(Config{Addr: c.HTTP, ExtraIntervals: c.ExtraDebounceIntervals}, env,
+		a, err := New(Config{Addr: c.HTTP, ExtraIntervals: c.ExtraDebounceIntervals, AllowEndpoints: c.AllowEndpoint}, env,
 			Deps{Sources: opener, Sealer: keeper, Ops: h.Ops})
 		if err != nil {
 			return nil, err

@@ -89,17 +89,40 @@ func probes() map[string]probe {
 				return obj{"name": "abc", "prompt_text": "0123456789", "json_schema": obj{"type": "object"}, "video_level": nil, "execution_config": obj{"x": 1}}
 			},
 			wrong: []obj{{"name": "ab", "prompt_text": "0123456789", "json_schema": obj{"type": "object"}}, {"name": "abc", "prompt_text": "short", "json_schema": obj{"type": "object"}}, {"name": "abc", "prompt_text": "0123456789", "json_schema": obj{"type": "array"}}, {"name": "abc", "prompt_text": "0123456789", "json_schema": "x"}, {"name": "abc", "prompt_text": "0123456789"}, {"name": "abc", "prompt_text": "0123456789", "json_schema": obj{"type": "object"}, "selection_filter": 1}, {"name": "abc", "prompt_text": "0123456789", "json_schema": obj{"type": "object"}, "video_level": obj{}}}},
-		"GET /prompts":                       {scope: "read", path: at("/prompts?active_only=true"), ok: 200, read: "prompts"},
-		"GET /prompts/{prompt_id}":           {scope: "read", path: func(f fixture) string { return "/prompts/" + f.prompt }, unknown: []string{"/prompts/" + gone}, ok: 200, read: "prompt"},
-		"POST /import-jobs":                  {scope: "write", path: at("/import-jobs"), ok: 202, body: jobBody, read: "job", wrong: []obj{{"connector_id": 1, "index_id": "i"}, {"connector_id": "c"}, {"index_id": "i"}, {"connector_id": "c", "index_id": "i", "file_pattern": "[a"}, {"connector_id": "c", "index_id": "i", "import_mode_override": "some"}, {"connector_id": "c", "index_id": "i", "recursive": 2}}},
-		"GET /import-jobs":                   {scope: "read", path: at("/import-jobs?status=COMPLETED&automation_only=true&limit=200"), ok: 200, read: "[job"},
-		"GET /import-jobs/{job_id}":          {scope: "read", path: func(f fixture) string { return "/import-jobs/" + f.job }, unknown: []string{"/import-jobs/" + gone}, ok: 200, read: "job"},
-		"POST /import-jobs/{job_id}/cancel":  {scope: "write", path: func(f fixture) string { return "/import-jobs/" + f.job + "/cancel" }, unknown: []string{"/import-jobs/" + gone + "/cancel", "/import-jobs/%2A/cancel"}, ok: 400, emptyOK: true},
-		"GET /prompt-runs":                   {scope: "read", path: at("/prompt-runs?limit=1"), ok: 200, read: "[run"},
-		"GET /prompt-runs/{run_id}":          {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run }, unknown: []string{"/prompt-runs/" + gone}, ok: 200, read: "run"},
-		"GET /prompt-runs/{run_id}/results":  {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run + "/results?video_id=" + f.video }, unknown: []string{"/prompt-runs/" + gone + "/results?video_id=vid_x"}, ok: 200, read: "page result"},
-		"GET /videos/{video_id}":             {scope: "read", path: func(f fixture) string { return "/videos/" + f.video }, unknown: []string{"/videos/" + gone, "/videos/vid_00000000000000000000000000_0000000000000000"}, ok: 200, read: "video"},
-		"POST /notifications/{connector_id}": {scope: "write", path: func(f fixture) string { return "/notifications/" + f.connector }, unknown: []string{"/notifications/" + gone}, ok: 200, body: func(fixture) any { return obj{"message": obj{}} }, read: "message"},
+		"GET /prompts":                      {scope: "read", path: at("/prompts?active_only=true"), ok: 200, read: "prompts"},
+		"GET /prompts/{prompt_id}":          {scope: "read", path: func(f fixture) string { return "/prompts/" + f.prompt }, unknown: []string{"/prompts/" + gone}, ok: 200, read: "prompt"},
+		"POST /import-jobs":                 {scope: "write", path: at("/import-jobs"), ok: 202, body: jobBody, read: "job", wrong: []obj{{"connector_id": 1, "index_id": "i"}, {"connector_id": "c"}, {"index_id": "i"}, {"connector_id": "c", "index_id": "i", "file_pattern": "[a"}, {"connector_id": "c", "index_id": "i", "import_mode_override": "some"}, {"connector_id": "c", "index_id": "i", "recursive": 2}}},
+		"GET /import-jobs":                  {scope: "read", path: at("/import-jobs?status=COMPLETED&automation_only=true&limit=200"), ok: 200, read: "[job"},
+		"GET /import-jobs/{job_id}":         {scope: "read", path: func(f fixture) string { return "/import-jobs/" + f.job }, unknown: []string{"/import-jobs/" + gone}, ok: 200, read: "job"},
+		"POST /import-jobs/{job_id}/cancel": {scope: "write", path: func(f fixture) string { return "/import-jobs/" + f.job + "/cancel" }, unknown: []string{"/import-jobs/" + gone + "/cancel", "/import-jobs/%2A/cancel"}, ok: 400, emptyOK: true},
+		"GET /prompt-runs":                  {scope: "read", path: at("/prompt-runs?limit=1"), ok: 200, read: "[run"},
+		"GET /prompt-runs/{run_id}":         {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run }, unknown: []string{"/prompt-runs/" + gone}, ok: 200, read: "run"},
+		"GET /prompt-runs/{run_id}/results": {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run + "/results?video_id=" + f.video }, unknown: []string{"/prompt-runs/" + gone + "/results?video_id=vid_x"}, ok: 200, read: "page result"},
+		"GET /videos/{video_id}":            {scope: "read", path: func(f fixture) string { return "/videos/" + f.video }, unknown: []string{"/videos/" + gone, "/videos/vid_00000000000000000000000000_0000000000000000"}, ok: 200, read: "video"},
+		"GET /webhooks/events":              {scope: "public", path: at("/webhooks/events"), ok: 200},
+		"POST /webhooks": {scope: "write", path: at("/webhooks"), ok: 201, read: "new webhook", body: hookBody,
+			wrong: []obj{
+				{"url": hookURL, "events": hookEvents}, {"name": "n", "events": hookEvents}, {"name": "n", "url": hookURL},
+				{"name": "", "url": hookURL, "events": hookEvents}, {"name": strings.Repeat("x", 101), "url": hookURL, "events": hookEvents},
+				{"name": "n", "url": "http://hooks.example.org/", "events": hookEvents}, {"name": "n", "url": "https://127.0.0.1/", "events": hookEvents},
+				{"name": "n", "url": "https://u:p@hooks.example.org/", "events": hookEvents}, {"name": "n", "url": 7, "events": hookEvents},
+				{"name": "n", "url": hookURL, "events": []string{}}, {"name": "n", "url": hookURL, "events": []string{"video.processed"}},
+				{"name": "n", "url": hookURL, "events": "export.ready"}, {"name": "n", "url": hookURL, "events": hookEvents, "index_ids": "idx_1"},
+				{"name": "n", "url": hookURL, "events": hookEvents, "index_ids": []string{"a.*"}}, {"name": "n", "url": hookURL, "events": hookEvents, "metadata": []int{1}},
+				{"name": "n", "url": hookURL, "events": hookEvents, "metadata": obj{"x": strings.Repeat("x", 20000)}},
+			}},
+		"GET /webhooks":              {scope: "read", path: at("/webhooks"), ok: 200, read: "[webhook"},
+		"GET /webhooks/{webhook_id}": {scope: "read", path: func(f fixture) string { return "/webhooks/" + f.webhook }, unknown: []string{"/webhooks/" + gone, "/webhooks/%3E"}, ok: 200, read: "webhook"},
+		"PATCH /webhooks/{webhook_id}": {scope: "write", path: func(f fixture) string { return "/webhooks/" + f.webhook }, unknown: []string{"/webhooks/" + gone}, ok: 200, read: "webhook",
+			body:  func(fixture) any { return obj{"index_ids": nil, "url": nil, "status": "active"} },
+			wrong: []obj{{"status": "disabled"}, {"name": ""}, {"url": "http://x/"}, {"events": []string{}}, {"events": []string{"x"}}, {"metadata": 1}, {"index_ids": 1}, {"unknown": 1}, {"name": nil}}},
+		"DELETE /webhooks/{webhook_id}":                 {scope: "admin", path: func(f fixture) string { return "/webhooks/" + f.otherWebhook }, unknown: []string{"/webhooks/" + gone}, ok: 200},
+		"POST /webhooks/{webhook_id}/rotate-secret":     {scope: "write", path: func(f fixture) string { return "/webhooks/" + f.webhook + "/rotate-secret" }, unknown: []string{"/webhooks/" + gone + "/rotate-secret"}, ok: 200, emptyOK: true, read: "rotated"},
+		"POST /webhooks/{webhook_id}/test":              {scope: "write", path: func(f fixture) string { return "/webhooks/" + f.webhook + "/test" }, unknown: []string{"/webhooks/" + gone + "/test"}, ok: 200, emptyOK: true, read: "webhook test"},
+		"GET /webhooks/{webhook_id}/deliveries":         {scope: "read", path: func(f fixture) string { return "/webhooks/" + f.webhook + "/deliveries?status=delivered&limit=1" }, unknown: []string{"/webhooks/" + gone + "/deliveries"}, ok: 200, read: "[delivery"},
+		"GET /webhooks/deliveries/{delivery_id}":        {scope: "read", path: func(f fixture) string { return "/webhooks/deliveries/" + f.delivery }, unknown: []string{"/webhooks/deliveries/" + gone, "/webhooks/deliveries/*"}, ok: 200, read: "delivery"},
+		"POST /webhooks/deliveries/{delivery_id}/retry": {scope: "write", path: func(f fixture) string { return "/webhooks/deliveries/" + f.delivery + "/retry" }, unknown: []string{"/webhooks/deliveries/" + gone + "/retry"}, ok: 400, emptyOK: true},
+		"POST /notifications/{connector_id}":            {scope: "write", path: func(f fixture) string { return "/notifications/" + f.connector }, unknown: []string{"/notifications/" + gone}, ok: 200, body: func(fixture) any { return obj{"message": obj{}} }, read: "message"},
 	}
 }
 
@@ -150,6 +173,10 @@ func TestEveryRoute(t *testing.T) {
 	eachOperation(t, w, func(t *testing.T, name string, p probe) {
 		method, _, _ := strings.Cut(name, " ")
 		path := p.path(f)
+		if p.scope == "public" {
+			p.send(w, name, path, f, request{key: "-"}).want(p.ok)
+			return
+		}
 		p.send(w, name, path, f, request{key: "-"}).refused(401, "authentication_invalid_api_key")
 		p.send(w, name, path, f, request{key: "sk_live_wrong"}).refused(401, "authentication_invalid_api_key")
 		allowed := false
@@ -261,11 +288,16 @@ var models = map[string]model{
 		created_new_segments enable_transcription enable_image_embedding video_level_enabled total_video_seconds
 		video_level_total_items video_level_completed_items video_level_failed_items video_level_partial_items
 		billing_estimated_mt billing_actual_mt stop_state marker`), members: map[string]string{"run_context": "context"}},
-	"context":    {required: words("type index_id video_ids"), arrays: words("video_ids")},
-	"result":     {required: words("segment_id run_id prompt_id executed_at metadata metadata_text result_type field_extraction_succeeded thumbnail_available gif_available")},
-	"automation": {required: words("automation_id index_id enabled paused connector_id source_prefix file_pattern recursive debounce_interval created_at updated_at")},
-	"page":       {required: words("data pagination"), arrays: words("data"), members: map[string]string{"pagination": "pagination"}},
-	"pagination": {required: words("limit has_more")},
+	"context":      {required: words("type index_id video_ids"), arrays: words("video_ids")},
+	"result":       {required: words("segment_id run_id prompt_id executed_at metadata metadata_text result_type field_extraction_succeeded thumbnail_available gif_available")},
+	"automation":   {required: words("automation_id index_id enabled paused connector_id source_prefix file_pattern recursive debounce_interval created_at updated_at")},
+	"webhook":      {required: words("webhook_id name url events status failure_count created_at updated_at"), arrays: words("events")},
+	"new webhook":  {required: words("webhook_id name url events status failure_count secret"), arrays: words("events")},
+	"rotated":      {required: words("webhook_id new_secret")},
+	"webhook test": {required: words("success")},
+	"delivery":     {required: words("delivery_id webhook_id event_type status attempts created_at payload")},
+	"page":         {required: words("data pagination"), arrays: words("data"), members: map[string]string{"pagination": "pagination"}},
+	"pagination":   {required: words("limit has_more")},
 }
 
 var timestamps = regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$`)

@@ -1,4 +1,4 @@
-// Package millrace is the whole product in one process: the five services over an embedded broker, the same services
+// Package millrace is the whole product in one process: all services over an embedded broker, the same services
 // that run alone elsewhere, over the same subjects. Only the broker's address differs.
 package millrace
 
@@ -21,6 +21,7 @@ import (
 	"millrace/services/run"
 	"millrace/services/scanner"
 	"millrace/services/storage"
+	"millrace/services/webhooks"
 	"millrace/services/worker"
 	"millrace/shared/broker"
 	"millrace/shared/media"
@@ -46,6 +47,8 @@ type Options struct {
 	BulkWorkers  int           `help:"The same for one-time jobs." default:"8"`
 	MaxSize      int64         `help:"Largest object imported, in bytes; 0: no limit." default:"0"`
 	ScanInterval time.Duration `help:"How often an automation's prefix is listed to find what no notification told." default:"1h"`
+
+	run.Endpoints
 
 	PubSubEndpoint string `help:"Address of a Pub/Sub emulator." hidden:""`
 	run.Log
@@ -198,10 +201,19 @@ func (app *App) build(ctx context.Context, o Options) error {
 		app.host.Add("worker", w)
 	}
 
+	if env, err = app.host.Env("webhooks"); err != nil {
+		return err
+	}
+	hooks, err := webhooks.New(webhooks.Config{AllowEndpoints: o.AllowEndpoint}, env, keeper)
+	if err != nil {
+		return err
+	}
+	app.host.Add("webhooks", hooks)
+
 	if env, err = app.host.Env("admin"); err != nil {
 		return err
 	}
-	app.admin, err = admin.New(admin.Config{Addr: o.HTTP, ExtraIntervals: o.ExtraDebounceIntervals, Executor: o.Executor}, env,
+	app.admin, err = admin.New(admin.Config{Addr: o.HTTP, ExtraIntervals: o.ExtraDebounceIntervals, Executor: o.Executor, AllowEndpoints: o.AllowEndpoint}, env,
 		admin.Deps{Sources: opener, Sealer: keeper, Ops: app.host.Ops})
 	if err != nil {
 		return err

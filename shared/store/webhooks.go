@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -162,12 +163,23 @@ func (s *Deliveries) Queue(ctx context.Context, eventID string, envelope json.Ra
 	return nil
 }
 
-// Envelope returns what the deliveries of an event send, or ErrNotFound.
-func (s *Deliveries) Envelope(ctx context.Context, eventID string) (json.RawMessage, error) {
-	for m, err := range s.bus.Last(ctx, topology.Deliveries, s.bus.Subject("envelope", eventID)) {
-		return m.Data, err
+// Envelopes returns what the deliveries of events send, by event; those that are not kept any more are left out.
+func (s *Deliveries) Envelopes(ctx context.Context, eventIDs ...string) (map[string]json.RawMessage, error) {
+	ids := make(map[string]string, len(eventIDs)) // by subject
+	for _, id := range eventIDs {
+		ids[s.bus.Subject("envelope", id)] = id
 	}
-	return nil, fmt.Errorf("envelope of %s: %w", eventID, ErrNotFound)
+	found := make(map[string]json.RawMessage, len(ids))
+	if len(ids) == 0 {
+		return found, nil
+	}
+	for m, err := range s.bus.Last(ctx, topology.Deliveries, slices.Collect(maps.Keys(ids))...) {
+		if err != nil {
+			return nil, err
+		}
+		found[ids[m.Subject]] = m.Data
+	}
+	return found, nil
 }
 
 // List returns the deliveries of a webhook that keep lets through, the newest first, up to limit.

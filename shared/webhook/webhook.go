@@ -16,6 +16,7 @@ import (
 
 	"millrace/shared/event"
 	"millrace/shared/secret"
+	"millrace/shared/store"
 )
 
 // APIVersion is the version of the envelope.
@@ -81,6 +82,29 @@ func NewSecret() secret.String {
 
 // SecretAAD is the place that a webhook's sealed secrets are bound to.
 func SecretAAD(id string) string { return secret.AAD("webhook", id, "secret") }
+
+// Opener opens sealed secrets; see secret.Keeper.
+type Opener interface {
+	// Open returns what was sealed with the same aad.
+	Open(sealed, aad string) ([]byte, error)
+}
+
+// Secrets opens the secrets that deliveries to a webhook are signed with at the given time, the valid one first.
+func Secrets(opener Opener, w store.Webhook, at time.Time) ([]secret.String, error) {
+	sealed := []string{w.Secret}
+	if w.OldSecret != "" && at.Before(w.OldUntil) {
+		sealed = append(sealed, w.OldSecret)
+	}
+	keys := make([]secret.String, len(sealed))
+	for i, text := range sealed {
+		raw, err := opener.Open(text, SecretAAD(w.ID))
+		if err != nil {
+			return nil, fmt.Errorf("secret of webhook %s: %w", w.ID, err)
+		}
+		keys[i] = secret.NewString(string(raw))
+	}
+	return keys, nil
+}
 
 // Signature is the value of X-Webhook-Signature: the key is the text of the whole secret.
 func Signature(key secret.String, body []byte) string {

@@ -10,6 +10,7 @@ import (
 	presettrigger "millrace/services/preset-trigger"
 	"millrace/services/run"
 	"millrace/services/scanner"
+	"millrace/services/webhooks"
 	"millrace/services/worker"
 	"millrace/shared/process"
 )
@@ -30,6 +31,7 @@ type CLI struct {
 	Importer      importer.Command      `cmd:"" group:"services" help:"Bring them in: tasks become media."`
 	PresetTrigger presettrigger.Command `cmd:"" group:"services" help:"What next? Jobs become prompt runs."`
 	Admin         admin.Command         `cmd:"" group:"services" help:"See and steer: the HTTP API."`
+	Webhooks      webhooks.Command      `cmd:"" group:"services" help:"Tell others: events become signed requests to webhooks."`
 	Worker        worker.Command        `cmd:"" group:"services" help:"Carry prompt runs out with a command per medium."`
 
 	Job jobCommand `cmd:"" group:"client" help:"Import jobs: create, get, watch, cancel."`
