@@ -32,6 +32,7 @@ type sender struct {
 	deliveries *store.Deliveries
 	secrets    webhook.Opener
 	client     *webhook.Client
+	reads      chan struct{} // places
 
 	envelopes struct {
 		sync.Mutex
@@ -62,6 +63,7 @@ type item struct {
 	at      time.Time // due
 	created time.Time
 	rev     store.Revision
+	fresh   *event.Delivery // as it stands at rev, of one that was never tried; nil: to be read
 	place   place
 	index   int // in session.waiting
 }
@@ -125,6 +127,7 @@ func (s *sender) send(ctx context.Context) error {
 		return err
 	}
 	defer following.Stop()
+	closed := following.Closed() // asked once: each call starts a goroutine
 	defer func() { // attempts have deadlines of their own
 		for ; ss.inFlight > 0; ss.inFlight-- {
 			<-ss.results
@@ -137,7 +140,7 @@ func (s *sender) send(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-following.Closed():
+		case <-closed:
 			return errors.New("the subscription to deliveries ended")
 		case m := <-changes:
 			ss.take(m, changes)
@@ -226,7 +229,10 @@ func (s *session) see(d event.Delivery, rev store.Revision) {
 		it = &item{id: d.ID, queue: q, created: d.CreatedAt, place: waiting, index: -1}
 		s.items[d.ID] = it
 	}
-	it.at, it.rev = d.DueAt, rev
+	it.at, it.rev, it.fresh = d.DueAt, rev, nil
+	if d.Attempts == 0 {
+		it.fresh = &d
+	}
 	if it.place == waiting {
 		s.await(it)
 	}
@@ -316,7 +322,9 @@ func (s *session) begin(ctx context.Context, it *item) {
 	it.place = inFlight
 	it.queue.inFlight++
 	s.inFlight++
-	go func() { s.results <- s.attempt(context.WithoutCancel(ctx), it) }()
+	d, rev := it.fresh, it.rev
+	it.fresh = nil
+	go func() { s.results <- s.attempt(context.WithoutCancel(ctx), it, d, rev) }()
 }
 
 // done takes in what came of an attempt.
@@ -394,15 +402,29 @@ const (
 	sendAgain  = time.Minute
 )
 
-// attempt makes one attempt if one is due, and writes down what came of it.
-func (s *sender) attempt(ctx context.Context, it *item) result {
+// read returns a delivery as it stands now. Each read holds a buffer of the client, so a few at a time must do.
+func (s *sender) read(ctx context.Context, id string) (event.Delivery, store.Revision, error) {
+	s.reads <- struct{}{}
+	defer func() { <-s.reads }()
+	return s.deliveries.Get(ctx, id)
+}
+
+// attempt makes one attempt if one is due, and writes down what came of it. fresh is a delivery that was never tried as
+// it was at rev, which spares a read: whoever else may have tried it would be another sender. nil: it is read first.
+func (s *sender) attempt(ctx context.Context, it *item, fresh *event.Delivery, rev store.Revision) result {
 	r := result{item: it}
 	unsure := func(err error) result {
 		s.env.Log.Warn("delivery will be looked at again", "delivery_id", it.id, "error", err)
 		r.pause = lookAgain
 		return r
 	}
-	d, rev, err := s.deliveries.Get(ctx, it.id)
+	var d event.Delivery
+	var err error
+	if fresh != nil {
+		d = *fresh
+	} else {
+		d, rev, err = s.read(ctx, it.id)
+	}
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		r.gone = true
@@ -548,7 +570,7 @@ func (s *sender) record(ctx context.Context, r result, next event.Delivery, rev 
 			}
 			time.Sleep(writeAgain)
 		}
-		now, current, err := s.deliveries.Get(ctx, next.ID)
+		now, current, err := s.read(ctx, next.ID)
 		switch {
 		case errors.Is(err, store.ErrNotFound):
 			r.gone = true

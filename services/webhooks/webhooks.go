@@ -136,10 +136,13 @@ func New(cfg Config, env service.Env, secrets webhook.Opener) (*Webhooks, error)
 	s.hooks = newHooks(env, s.metrics, cfg.DisableAfter)
 	s.sender = &sender{
 		cfg: cfg, env: env, metrics: s.metrics, hooks: s.hooks, deliveries: s.deliveries, secrets: secrets,
-		client: webhook.NewClient(guard, webhook.ClientConfig{Timeout: cfg.Timeout, Roots: cfg.Roots}),
+		reads: make(chan struct{}, readers), client: webhook.NewClient(guard, webhook.ClientConfig{Timeout: cfg.Timeout, Roots: cfg.Roots}),
 	}
 	return s, nil
 }
+
+// readers is how many records of deliveries are read at a time.
+const readers = 16
 
 // senderLease is the lease of whoever sends.
 const senderLease = "webhooks-sender"

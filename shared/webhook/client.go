@@ -59,7 +59,7 @@ func NewClient(guard *egress.Guard, cfg ClientConfig) *Client {
 				TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: cfg.Roots},
 				ForceAttemptHTTP2:      true,
 				MaxIdleConns:           1024,
-				MaxIdleConnsPerHost:    64,
+				MaxIdleConnsPerHost:    1024, // many webhooks may be at one host
 				IdleConnTimeout:        30 * time.Second,
 				MaxResponseHeaderBytes: maxHeader,
 				DisableCompression:     true, // what is small on the wire stays small
