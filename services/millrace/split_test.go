@@ -33,6 +33,7 @@ func TestStorySplit(t *testing.T) {
 	add("debouncer", "debouncer")
 	add("importer", "importer", append(shared, "--library", library)...)
 	add("preset-trigger", "preset-trigger")
+	add("webhooks", "webhooks", "--secrets-key", filepath.Join(dir, "secrets.key"))
 	add("worker", "millrace", "worker", "--exec", countBytes, "--media-dir", library)
 
 	restart := func(name string) {

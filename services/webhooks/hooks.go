@@ -189,12 +189,16 @@ func (h *hooks) keepBooks(ctx context.Context) {
 		case <-tick.C:
 			h.writeBooks(ctx)
 		case <-ctx.Done():
-			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*writeEvery)
-			defer cancel()
-			h.writeBooks(last)
+			h.closeBooks(context.WithoutCancel(ctx))
 			return
 		}
 	}
+}
+
+func (h *hooks) closeBooks(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 2*writeEvery)
+	defer cancel()
+	h.writeBooks(ctx)
 }
 
 func (h *hooks) writeBooks(ctx context.Context) {

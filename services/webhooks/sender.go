@@ -128,7 +128,7 @@ func (s *sender) send(ctx context.Context) error {
 	}
 	defer following.Stop()
 	closed := following.Closed() // asked once: each call starts a goroutine
-	defer func() { // attempts have deadlines of their own
+	defer func() {               // attempts have deadlines of their own
 		for ; ss.inFlight > 0; ss.inFlight-- {
 			<-ss.results
 		}

@@ -301,9 +301,9 @@ func TestRetried(t *testing.T) {
 	rc := receive(t, func(n int, rw http.ResponseWriter, r *http.Request) {
 		switch n {
 		case 1:
-			http.Error(rw, "bad gateway\xff", 502)
+			http.Error(rw, "bad gateway\xff", http.StatusBadGateway)
 		case 2:
-			http.Redirect(rw, r, "/elsewhere", 302)
+			http.Redirect(rw, r, "/elsewhere", http.StatusFound)
 		}
 	})
 	w := newWorld(t)
@@ -337,7 +337,8 @@ func TestGivenUp(t *testing.T) {
 	var healed atomic.Bool
 	rc := receive(t, func(_ int, rw http.ResponseWriter, _ *http.Request) {
 		if !healed.Load() {
-			http.Error(rw, strings.Repeat("no ", 10000), 500)
+			rw.WriteHeader(http.StatusInternalServerError)
+			_, _ = io.WriteString(rw, strings.Repeat("no ", 10000))
 		}
 	})
 	w := newWorld(t)
@@ -419,7 +420,7 @@ func TestPaused(t *testing.T) {
 	var healed atomic.Bool
 	rc := receive(t, func(_ int, rw http.ResponseWriter, _ *http.Request) {
 		if !healed.Load() {
-			rw.WriteHeader(500)
+			rw.WriteHeader(http.StatusInternalServerError)
 		}
 	})
 	w := newWorld(t, func(c *webhooks.Config) { c.Schedule = []time.Duration{200 * time.Millisecond, time.Hour} })
@@ -461,7 +462,7 @@ func TestRestart(t *testing.T) {
 	rc := receive(t, func(_ int, rw http.ResponseWriter, _ *http.Request) {
 		if !healed.Load() {
 			rw.Header().Set("Retry-After", "3")
-			rw.WriteHeader(503)
+			rw.WriteHeader(http.StatusServiceUnavailable)
 		}
 	})
 	w := newWorld(t, func(c *webhooks.Config) { c.Schedule = []time.Duration{time.Millisecond} })
@@ -580,7 +581,7 @@ func TestRotation(t *testing.T) {
 	var healed atomic.Bool
 	rc := receive(t, func(_ int, rw http.ResponseWriter, _ *http.Request) {
 		if !healed.Load() {
-			rw.WriteHeader(500)
+			rw.WriteHeader(http.StatusInternalServerError)
 		}
 	})
 	w := newWorld(t, func(c *webhooks.Config) { c.Schedule = []time.Duration{time.Hour} })

@@ -115,7 +115,7 @@ func client(t *testing.T, timeout time.Duration, allow ...string) *webhook.Clien
 func TestSend(t *testing.T) {
 	t.Parallel()
 	url, got := receiver(t, func(w http.ResponseWriter, _ *http.Request) {
-		w.WriteHeader(202)
+		w.WriteHeader(http.StatusAccepted)
 		_, _ = io.WriteString(w, "thank you\xff")
 	})
 	now, old := webhook.NewSecret(), webhook.NewSecret()
@@ -131,7 +131,7 @@ func TestSend(t *testing.T) {
 		return <-got
 	}
 	r := send()
-	if string(r.body) != string(body) || r.Method != "POST" || r.RequestURI != "/x%2Fy?z=%20" {
+	if string(r.body) != string(body) || r.Method != http.MethodPost || r.RequestURI != "/x%2Fy?z=%20" {
 		t.Errorf("%s %s %s", r.Method, r.RequestURI, r.body)
 	}
 	for name, want := range map[string]string{
@@ -177,19 +177,21 @@ func TestReceivers(t *testing.T) {
 		error  string
 		after  time.Duration
 	}{
-		"redirect": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, elsewhere, 307) }, 307, "redirects are not followed", 0},
-		"gone":     {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(410) }, 410, "receiver answered 410", 0},
+		"redirect": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, elsewhere, http.StatusTemporaryRedirect)
+		}, 307, "redirects are not followed", 0},
+		"gone": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusGone) }, 410, "receiver answered 410", 0},
 		"busy": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Retry-After", "120")
-			w.WriteHeader(503)
+			w.WriteHeader(http.StatusServiceUnavailable)
 		}, 503, "receiver answered 503", 2 * time.Minute},
 		"nonsense": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Retry-After", "-1e9")
-			w.WriteHeader(429)
+			w.WriteHeader(http.StatusTooManyRequests)
 		}, 429, "receiver answered 429", 0},
 		"silent": {func(_ http.ResponseWriter, r *http.Request) { hang(r) }, 0, "did not answer within 300ms", 0},
 		"slow body": {func(w http.ResponseWriter, r *http.Request) {
-			w.WriteHeader(200)
+			w.WriteHeader(http.StatusOK)
 			_, _ = io.WriteString(w, "x")
 			_ = http.NewResponseController(w).Flush()
 			hang(r)
