@@ -144,6 +144,9 @@ func (s *Webhooks) jobData(ctx context.Context, e event.Event, what string) (any
 		return nil, err
 	}
 	d.Progress.Bytes = job.Progress.Bytes
+	if what == "progress" {
+		return d, nil
+	}
 	if !job.Status.Terminal() || job.Report == "" || job.Progress.Imported > maxVideos {
 		return d, nil
 	}

@@ -552,8 +552,8 @@ func TestEveryEventHasAChannel(t *testing.T) {
 	doc, tree := loadMap(t)
 	top := topology.Topology{Prefix: "millrace"}
 	types := []event.Type{
-		event.JobStarted, event.JobCompleted, event.JobPartialCompleted, event.JobFailed, event.MediaCreated,
-		event.RunStarted, event.RunCompleted, event.RunPartialCompleted, event.RunFailed, event.ScanDrift,
+		event.JobStarted, event.JobProgress, event.JobCompleted, event.JobPartialCompleted, event.JobFailed, event.MediaCreated,
+		event.RunStarted, event.RunProgress, event.RunCompleted, event.RunPartialCompleted, event.RunFailed, event.ScanDrift,
 	}
 	for _, typ := range types {
 		subject := top.Subject("event", string(typ), "i", "s")
