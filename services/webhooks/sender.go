@@ -133,7 +133,7 @@ func (s *sender) send(ctx context.Context) error {
 			<-ss.results
 		}
 	}()
-	timer, expire := time.NewTimer(0), time.NewTicker(expireEvery)
+	timer, expire := time.NewTimer(0), time.NewTicker(min(expireEvery, s.cfg.MaxWait))
 	defer timer.Stop()
 	defer expire.Stop()
 	for {

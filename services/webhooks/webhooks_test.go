@@ -413,8 +413,7 @@ func (w *world) settled() {
 	})
 }
 
-// What is queued waits while a webhook is paused; what happens meanwhile is not for it. What waits too long is given up,
-// and that is recorded.
+// What is queued waits while a webhook is paused; what happens meanwhile is not for it.
 func TestPaused(t *testing.T) {
 	t.Parallel()
 	var healed atomic.Bool
@@ -428,6 +427,7 @@ func TestPaused(t *testing.T) {
 	h := w.hook("h", rc.URL)
 	before := w.job("job_1")
 	w.stands(h, before, event.DeliveryRetrying)
+	clock := w.hook("clock", receive(t, status(http.StatusInternalServerError)).URL) // is retried a little later than h would be
 	set := func(status string) {
 		t.Helper()
 		_, _, err := w.reg.Modify(t.Context(), h.ID, func(h *store.Webhook) error {
@@ -440,7 +440,13 @@ func TestPaused(t *testing.T) {
 	requests := len(rc.requests())
 	during := w.job("job_2")
 	w.settled()
-	time.Sleep(300 * time.Millisecond) // that nothing happens takes time
+	servicetest.Eventually(t, "it would have been sent by now", func() error {
+		d, _, err := w.deliveries.Get(t.Context(), event.DeliveryOf(clock.ID, during))
+		if err == nil && d.Attempts < 2 {
+			err = errors.New("not yet")
+		}
+		return err
+	})
 	if n := len(rc.requests()); n > requests+1 {
 		t.Errorf("%d requests during a pause", n-requests)
 	}
@@ -451,6 +457,27 @@ func TestPaused(t *testing.T) {
 	w.stands(h, after, event.DeliveryDelivered)
 	if _, _, err := w.deliveries.Get(t.Context(), event.DeliveryOf(h.ID, during)); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("an event of the pause was kept: %v", err)
+	}
+}
+
+// What waits too long for a paused webhook is given up, and that is recorded.
+func TestWaitedTooLong(t *testing.T) {
+	t.Parallel()
+	rc := receive(t, status(http.StatusInternalServerError))
+	w := newWorld(t, func(c *webhooks.Config) { c.Schedule, c.MaxWait = soon, time.Second })
+	h := w.hook("h", rc.URL)
+	id := w.job("job_1") // before the pause, so it is for the webhook
+	_, _, err := w.reg.Modify(t.Context(), h.ID, func(h *store.Webhook) error {
+		h.SetStatus(store.WebhookPaused, time.Now().UTC())
+		return nil
+	})
+	w.must(err)
+	w.start()
+	if d := w.stands(h, id, event.DeliveryFailed); d.Attempts != 0 || !strings.Contains(d.Error, "paused for longer than 1s") {
+		t.Errorf("%+v", d)
+	}
+	if n := len(rc.requests()); n != 0 {
+		t.Errorf("%d requests", n)
 	}
 }
 
