@@ -1,6 +1,6 @@
 # Everything here needs Go and make; what else it needs it builds itself, from the versions in tools.mod.
 
-SERVICES := scanner debouncer importer preset-trigger exporter admin
+SERVICES := scanner debouncer importer preset-trigger webhooks exporter admin
 MODULES  := schemas shared services
 PACKAGES := $(MODULES:%=./%/...)
 BINARIES := ./services/millrace/cmd/millrace $(foreach s,$(SERVICES),./services/$(s)/cmd/$(s))

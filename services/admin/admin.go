@@ -27,6 +27,7 @@ import (
 	"millrace/services/exporter"
 	"millrace/shared/bucket"
 	"millrace/shared/bus"
+	"millrace/shared/egress"
 	"millrace/shared/event"
 	"millrace/shared/service"
 	"millrace/shared/store"
@@ -48,6 +49,9 @@ type Config struct {
 	MaxBody int64
 	// Executor says, for people, what carries runs out: "nats", "exec=…".
 	Executor string
+	// AllowEndpoints are networks, addresses and hosts that webhooks may be at although they are not public; see
+	// egress.New.
+	AllowEndpoints []string
 
 	// PushAudience, when set, lets storage systems push notifications with an OIDC token (Pub/Sub) instead of an API
 	// key: it is the audience the token must be made for, exactly.
@@ -100,6 +104,9 @@ func (c Config) Validate() error {
 		if _, err := store.ParseInterval(s); err != nil {
 			bad("--extra-debounce-intervals: %w", err)
 		}
+	}
+	if _, err := egress.New(c.AllowEndpoints); err != nil {
+		errs = append(errs, err)
 	}
 	if c.MaxBody < 0 {
 		bad("largest body %d: must not be negative", c.MaxBody)
@@ -166,6 +173,7 @@ type Admin struct {
 	links       linkSigner
 	runBook     *runBook
 	keys        *keyring
+	webhooks    *webhooks
 	push        *pushVerifier // nil: pushes need an API key
 	limiter     *limiter
 	operator    string // what the operator presents; "": there is no door for one
@@ -252,6 +260,9 @@ func (a *Admin) bind(ctx context.Context) (err error) {
 		return err
 	}
 	if a.documents, err = store.OpenDocuments(ctx, a.bus); err != nil {
+		return err
+	}
+	if a.webhooks, err = openWebhooks(ctx, a.cfg, a.bus, a.deps.Sealer); err != nil {
 		return err
 	}
 	if a.exports, err = exporter.Open(ctx, a.bus); err != nil {

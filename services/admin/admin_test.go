@@ -375,6 +375,7 @@ type fixture struct {
 	calm                                   string // an index whose automation nobody pauses
 	cutLetter, letter                      string // dead letters: one that is not whole, one that is
 	outbox, export                         string // a connector that takes exports, and an export that is ready for download
+	webhook, otherWebhook, delivery        string // the other one is to be deleted
 }
 
 // exported is the file of the export.
@@ -448,6 +449,7 @@ func (w *world) fixture() fixture {
 		Status: store.ExportCompleted, Attempts: 1, MaxAttempts: 6, CreatedAt: now, AvailableAt: now, StartedAt: now, EndedAt: now, UpdatedAt: now,
 		Size: size, URI: "millrace://exports/fixture.json", Document: "exports/fixture", Settled: true,
 	}))
+	w.webhooks(&f)
 	w.sources.set(f.connector, nil, bucket.Object{Path: "cams/a & b.mp4", Size: 10, ModTime: now}, bucket.Object{Path: "cams/README", Size: 1, ModTime: now})
 	return f
 }

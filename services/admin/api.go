@@ -106,6 +106,7 @@ func (a *Admin) routes() http.Handler {
 	a.workflowRoutes()
 	a.exportRoutes()
 	a.exportAutomationRoutes()
+	a.webhookRoutes()
 	a.notificationRoutes()
 	a.deadRoutes()
 	a.eventRoutes()

@@ -81,6 +81,9 @@ func (a *Admin) deleteIndex(ctx context.Context, in *indexPath) (*body[indexDele
 	}
 	x, err := lookUp(ctx, a.indexes, "index", in.ID)
 	if err != nil {
+		if d, derr := a.getIndexDeletion(ctx, in); derr == nil {
+			return d, nil // somebody was faster, just now
+		}
 		return nil, err
 	}
 	if err := a.clearAway(ctx, x.ID, event.DeletionRequested{Index: x.ID}); err != nil {

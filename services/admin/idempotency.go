@@ -106,6 +106,9 @@ func operationIn(r *http.Request, rt route, hasBody bool) (op operation, ok bool
 	if op.key == "" {
 		return op, false, nil
 	}
+	if strings.ContainsFunc(op.key, func(c rune) bool { return c < ' ' || c > '~' }) {
+		return op, false, invalid("Idempotency-Key", "must be printable ASCII")
+	}
 	if len(op.key) > maxIdempotencyKey {
 		return op, false, invalid("Idempotency-Key", "must have at most %d characters", maxIdempotencyKey)
 	}

@@ -34,6 +34,7 @@ type probe struct {
 	// the path.
 	fresh   func(w *world, f fixture) string
 	freshOK int
+	repeats bool // the key belongs to what was created, and no answer is kept
 	never   bool // it has no success on this server, or none that can be told a second time
 }
 
@@ -245,7 +246,30 @@ func probes() map[string]probe {
 			wrong: []obj{{"destination_connector_id": 5}, {"enabled": true}, {"destination_connector_id": "c", "destination_subpath": "/x"}, {"destination_connector_id": "c", "format": "x"}, {"destination_connector_id": "c", "paused": "no"}}},
 		"POST /indexes/{index_id}/automations/export/pause":  {scope: "write", path: func(f fixture) string { return exporting(f) + "/pause" }, unknown: []string{"/indexes/" + gone + "/automations/export/pause"}, ok: 200, emptyOK: true, read: "export automation"},
 		"POST /indexes/{index_id}/automations/export/resume": {scope: "write", path: func(f fixture) string { return exporting(f) + "/resume" }, unknown: []string{"/indexes/" + gone + "/automations/export/resume"}, ok: 200, emptyOK: true, read: "export automation"},
-		"POST /notifications/{connector_id}":                 {scope: "write", path: func(f fixture) string { return "/notifications/" + f.connector }, unknown: []string{"/notifications/" + gone}, ok: 200, body: func(fixture) any { return obj{"message": obj{}} }, read: "message"},
+		"GET /webhooks/events":                               {scope: "public", path: at("/webhooks/events"), ok: 200},
+		"POST /webhooks": {scope: "write", repeats: true, path: at("/webhooks"), ok: 201, read: "new webhook", body: hookBody,
+			wrong: []obj{
+				{"url": hookURL, "events": hookEvents}, {"name": "n", "events": hookEvents}, {"name": "n", "url": hookURL},
+				{"name": "", "url": hookURL, "events": hookEvents}, {"name": strings.Repeat("x", 101), "url": hookURL, "events": hookEvents},
+				{"name": "n", "url": "http://hooks.example.org/", "events": hookEvents}, {"name": "n", "url": "https://127.0.0.1/", "events": hookEvents},
+				{"name": "n", "url": "https://u:p@hooks.example.org/", "events": hookEvents}, {"name": "n", "url": 7, "events": hookEvents},
+				{"name": "n", "url": hookURL, "events": []string{}}, {"name": "n", "url": hookURL, "events": []string{"video.processed"}},
+				{"name": "n", "url": hookURL, "events": "export.ready"}, {"name": "n", "url": hookURL, "events": hookEvents, "index_ids": "idx_1"},
+				{"name": "n", "url": hookURL, "events": hookEvents, "index_ids": []string{"a.*"}}, {"name": "n", "url": hookURL, "events": hookEvents, "metadata": []int{1}},
+				{"name": "n", "url": hookURL, "events": hookEvents, "metadata": obj{"x": strings.Repeat("x", 20000)}},
+			}},
+		"GET /webhooks":              {scope: "read", path: at("/webhooks"), ok: 200, read: "[webhook"},
+		"GET /webhooks/{webhook_id}": {scope: "read", path: func(f fixture) string { return "/webhooks/" + f.webhook }, unknown: []string{"/webhooks/" + gone, "/webhooks/%3E"}, ok: 200, read: "webhook"},
+		"PATCH /webhooks/{webhook_id}": {scope: "write", path: func(f fixture) string { return "/webhooks/" + f.webhook }, unknown: []string{"/webhooks/" + gone}, ok: 200, read: "webhook",
+			body:  func(fixture) any { return obj{"index_ids": nil, "url": nil, "status": "active"} },
+			wrong: []obj{{"status": "disabled"}, {"name": ""}, {"url": "http://x/"}, {"events": []string{}}, {"events": []string{"x"}}, {"metadata": 1}, {"index_ids": 1}, {"unknown": 1}, {"name": nil}}},
+		"DELETE /webhooks/{webhook_id}":                 {scope: "admin", path: func(f fixture) string { return "/webhooks/" + f.otherWebhook }, unknown: []string{"/webhooks/" + gone}, ok: 200},
+		"POST /webhooks/{webhook_id}/rotate-secret":     {scope: "write", path: func(f fixture) string { return "/webhooks/" + f.webhook + "/rotate-secret" }, unknown: []string{"/webhooks/" + gone + "/rotate-secret"}, ok: 200, emptyOK: true, read: "rotated"},
+		"POST /webhooks/{webhook_id}/test":              {scope: "write", path: func(f fixture) string { return "/webhooks/" + f.webhook + "/test" }, unknown: []string{"/webhooks/" + gone + "/test"}, ok: 200, emptyOK: true, read: "webhook test"},
+		"GET /webhooks/{webhook_id}/deliveries":         {scope: "read", path: func(f fixture) string { return "/webhooks/" + f.webhook + "/deliveries?status=delivered&limit=1" }, unknown: []string{"/webhooks/" + gone + "/deliveries"}, ok: 200, read: "[delivery"},
+		"GET /webhooks/deliveries/{delivery_id}":        {scope: "read", path: func(f fixture) string { return "/webhooks/deliveries/" + f.delivery }, unknown: []string{"/webhooks/deliveries/" + gone, "/webhooks/deliveries/*"}, ok: 200, read: "delivery"},
+		"POST /webhooks/deliveries/{delivery_id}/retry": {scope: "write", path: func(f fixture) string { return "/webhooks/deliveries/" + f.delivery + "/retry" }, unknown: []string{"/webhooks/deliveries/" + gone + "/retry"}, ok: 400, emptyOK: true, never: true},
+		"POST /notifications/{connector_id}":            {scope: "write", path: func(f fixture) string { return "/notifications/" + f.connector }, unknown: []string{"/notifications/" + gone}, ok: 200, body: func(fixture) any { return obj{"message": obj{}} }, read: "message"},
 	}
 }
 
@@ -370,6 +394,9 @@ func (p probe) repeated(w *world, name string, f fixture) {
 		t.Errorf("%s: two at once: both had an effect", name)
 	}
 
+	if p.repeats {
+		return
+	}
 	// The process dies between the effect and the answer.
 	path = again()
 	before := send(path, "", "key-4", nil).want(ok)
@@ -566,6 +593,11 @@ var models = map[string]model{
 	"export made":       {required: words("export_id status")},
 	"download link":     {required: words("export_id status destination_type")},
 	"export automation": {required: words("automation_id index_id enabled paused destination_connector_id format created_at updated_at")},
+	"webhook":           {required: words("webhook_id name url events status failure_count created_at updated_at"), arrays: words("events")},
+	"new webhook":       {required: words("webhook_id name url events status failure_count secret"), arrays: words("events")},
+	"rotated":           {required: words("webhook_id new_secret")},
+	"webhook test":      {required: words("success")},
+	"delivery":          {required: words("delivery_id webhook_id event_type status attempts created_at payload")},
 	"page":              {required: words("data pagination"), arrays: words("data"), members: map[string]string{"pagination": "pagination"}},
 	"pagination":        {required: words("limit has_more")},
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 
+	"millrace/shared/bus"
 	"millrace/shared/event"
 	"millrace/shared/service"
 	"millrace/shared/store"
@@ -38,6 +39,7 @@ type tracked struct {
 	fold    *fold
 	asOf    uint64 // sequence of the last entry folded
 	shown   time.Time
+	told    time.Time // of its progress, as an event
 	busy    bool      // a step is under way
 	notTill time.Time // a step failed or has to wait
 }
@@ -58,6 +60,8 @@ const (
 	// trackEvery is how often the tracker looks at jobs that changed; showJobEvery bounds how often progress is written.
 	trackEvery   = 20 * time.Millisecond
 	showJobEvery = 500 * time.Millisecond
+	// tellJobEvery bounds how often progress is announced.
+	tellJobEvery = time.Second
 	// stepRetry is the pause after a step that failed or has to wait for others.
 	stepRetry = time.Second
 	// steps is how many jobs are ended at a time.
@@ -238,9 +242,9 @@ func (t *tracker) do(ctx context.Context, s step, rec store.Job, p store.Progres
 	return nil
 }
 
-// show writes progress into a job that has not ended.
+// show writes progress into a job that has not ended, and announces it now and then.
 func (t *tracker) show(ctx context.Context, id string, p store.Progress, asOf uint64) error {
-	_, _, err := t.reg.Modify(ctx, id, func(j *store.Job) error {
+	rec, _, err := t.reg.Modify(ctx, id, func(j *store.Job) error {
 		if j.Status.Terminal() || j.AsOf >= asOf {
 			return store.ErrUnchanged
 		}
@@ -248,5 +252,28 @@ func (t *tracker) show(ctx context.Context, id string, p store.Progress, asOf ui
 		j.Progress, j.AsOf = p, asOf
 		return nil
 	})
-	return err
+	if err != nil || rec.Status.Terminal() || !t.tellNow(id) {
+		return err
+	}
+	e, err := bus.NewEvent(event.JobProgress, rec.Index, id, time.Now(), event.JobEvent{
+		Job: id, Index: rec.Index, Connector: rec.Connector, Automation: rec.Automation, Status: string(rec.Status),
+		Total: rec.Progress.Total, Imported: rec.Progress.Imported, Skipped: rec.Progress.Skipped, Failed: rec.Progress.Failed,
+	})
+	if err != nil {
+		return err
+	}
+	e.ID = event.IDOf(e.Type, e.Index, fmt.Sprint(id, " ", rec.Progress.Imported, " ", rec.Progress.Skipped, " ", rec.Progress.Failed)) // it happens again and again
+	return t.env.Bus.PublishEvent(ctx, e)
+}
+
+// tellNow reports whether the progress of a job is to be announced.
+func (t *tracker) tellNow(id string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	j, now := t.job(id), time.Now()
+	if now.Sub(j.told) < tellJobEvery {
+		return false
+	}
+	j.told = now
+	return true
 }

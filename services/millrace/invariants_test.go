@@ -38,11 +38,11 @@ import (
 //	                  TestUnsettledIsBounded; brokertest: TestCluster
 //	I9  nothing stuck TestStory, TestStorySplit, TestTenThousandFiles, TestKill (atRest), TestBadNotifications;
 //	                  scanner: TestSweepMakesUpForLostRings; bus: TestLeaseOfADeadProcessRunsOut
+//	I10 webhooks      TestWebhooksSurviveKill; webhooks: TestRetried, TestGivenUp, TestRestart, TestTwice, TestPrivateAddress;
+//	                  egress: TestDial, TestRebinding
 //	I11 pause         TestStory (whilePaused), TestAcknowledgedIsThere; window: TestHoldAndRelease; admin: TestPauseHolds
 //	I12 secrets       TestSecretsStayInside; secret: TestStringNeverShows, TestSealOpen; broker: TestRedact;
-//	                  admin: TestGCSForm, TestEnsureKey
-//
-// I10 is about webhooks, of which there are none yet.
+//	                  admin: TestGCSForm, TestEnsureKey; webhooks: TestSecretStaysInside
 
 // TestAcknowledgedIsThere: whatever was acknowledged is there after a kill -9 in the very next moment: a notification, a
 // configuration, a pause, a command.

@@ -34,6 +34,7 @@ func TestStorySplit(t *testing.T) {
 	add("importer", "importer", append(shared, "--library", library)...)
 	add("preset-trigger", "preset-trigger")
 	add("exporter", "exporter", shared...)
+	add("webhooks", "webhooks", "--secrets-key", filepath.Join(dir, "secrets.key"))
 	add("worker", "millrace", "worker", "--exec", countBytes, "--media-dir", library)
 
 	restart := func(name string) {

@@ -22,6 +22,7 @@ import (
 	"millrace/services/run"
 	"millrace/services/scanner"
 	"millrace/services/storage"
+	"millrace/services/webhooks"
 	"millrace/services/worker"
 	"millrace/shared/broker"
 	"millrace/shared/media"
@@ -49,6 +50,8 @@ type Options struct {
 	MaxSize      int64         `help:"Largest object imported, in bytes; 0: no limit." default:"0"`
 	KeepExports  time.Duration `help:"How long exports can be downloaded." default:"720h"`
 	ScanInterval time.Duration `help:"How often an automation's prefix is listed to find what no notification told." default:"1h"`
+
+	run.Endpoints
 
 	PubSubEndpoint string `help:"Address of a Pub/Sub emulator." hidden:""`
 	run.Log
@@ -201,6 +204,14 @@ func (app *App) build(ctx context.Context, o Options) error {
 		app.host.Add("worker", w)
 	}
 
+	if env, err = app.host.Env("webhooks"); err != nil {
+		return err
+	}
+	hooks, err := webhooks.New(webhooks.Config{AllowEndpoints: o.AllowEndpoint}, env, keeper)
+	if err != nil {
+		return err
+	}
+	app.host.Add("webhooks", hooks)
 	if env, err = app.host.Env("exporter"); err != nil {
 		return err
 	}
@@ -215,7 +226,7 @@ func (app *App) build(ctx context.Context, o Options) error {
 	}
 	app.admin, err = admin.New(admin.Config{
 		Addr: o.HTTP, ExtraIntervals: o.ExtraDebounceIntervals, Executor: o.Executor,
-		Limits: o.Limits, Door: filepath.Join(o.Data, admin.DoorFile),
+		Limits: o.Limits, AllowEndpoints: o.AllowEndpoint, Door: filepath.Join(o.Data, admin.DoorFile),
 	}, env, admin.Deps{Sources: opener, Sealer: keeper, Ops: app.host.Ops, LinkKey: keeper.Derive(admin.LinkKey)})
 	if err != nil {
 		return err

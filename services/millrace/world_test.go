@@ -55,7 +55,7 @@ var programs = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	args := []string{"build", "-trimpath", "-buildvcs=false", "-o", dir + string(filepath.Separator), "millrace/services/millrace/cmd/millrace"}
-	for _, s := range []string{"scanner", "debouncer", "importer", "preset-trigger", "exporter", "admin"} {
+	for _, s := range []string{"scanner", "debouncer", "importer", "preset-trigger", "webhooks", "exporter", "admin"} {
 		args = append(args, "millrace/services/"+s+"/cmd/"+s)
 	}
 	cmd := exec.Command("go", args...)

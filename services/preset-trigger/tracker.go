@@ -22,6 +22,8 @@ const (
 	trackerLease = "run-tracker"
 	// writeEvery bounds how often the record of one run is written while reports come in.
 	writeEvery = 500 * time.Millisecond
+	// tellEvery bounds how often the progress of a run is announced.
+	tellEvery = time.Second
 	// reportBatch is how many reports are folded before records are looked after.
 	reportBatch = 1000
 	// writers is how many records are written at a time; their writes share fsyncs.
@@ -132,6 +134,7 @@ type liveRun struct {
 	written   time.Time // last tried
 	ended     bool      // its end was tried to be written
 	announced bool      // that it started
+	told      time.Time // how far it is
 	swept     bool      // it was there at the last sweep
 }
 
@@ -442,6 +445,12 @@ func (s *session) write(ctx context.Context, l *liveRun) error {
 		}
 		l.announced = true
 	}
+	if l.fold != nil && rec.Status == store.RunProcessing && time.Since(l.told) >= tellEvery {
+		l.told = time.Now()
+		if err := s.announce(ctx, event.RunProgress, rec, l.told); err != nil {
+			return err
+		}
+	}
 	if rec.Status.Terminal() && !rec.Settled {
 		if typ, ok := endEvents[rec.Status]; ok {
 			if err := s.announce(ctx, typ, rec, rec.EndedAt); err != nil {
@@ -491,6 +500,9 @@ func (s *session) announce(ctx context.Context, typ event.Type, r store.Run, at 
 	e, err := bus.NewEvent(typ, index, r.ID, at, data)
 	if err != nil {
 		return err
+	}
+	if typ == event.RunProgress { // it happens again and again
+		e.ID = event.IDOf(typ, index, fmt.Sprint(r.ID, " ", data.Completed, " ", data.Failed))
 	}
 	return s.runs.bus.PublishEvent(ctx, e)
 }

@@ -51,6 +51,9 @@ func TestTracksReports(t *testing.T) {
 	if got.Status != store.RunCompletedWithFailures || fmt.Sprint(got.Tallies) != fmt.Sprint(want) || got.EndedAt.Before(got.StartedAt) {
 		t.Errorf("%+v", got)
 	}
+	if n := len(w.stored(topology.Events, "event", string(event.RunProgress), index, run.ID)); n == 0 || n > int(got.EndedAt.Sub(got.StartedAt)/tellEvery)+2 {
+		t.Errorf("%d events of progress", n)
+	}
 	for _, typ := range []event.Type{event.RunStarted, event.RunPartialCompleted} {
 		events := w.stored(topology.Events, "event", string(typ), index, run.ID)
 		if len(events) != 1 {
@@ -160,7 +163,8 @@ func TestCancelledRun(t *testing.T) {
 	if got := w.await(run.ID, settled); got.Status != store.RunCancelled || done(got.Tallies) != 1 {
 		t.Errorf("%+v", got)
 	}
-	if n := len(w.stored(topology.Events, "event", "prompt_run", "*", index, run.ID)); n != 2 {
+	told := len(w.stored(topology.Events, "event", "prompt_run", "*", index, run.ID))
+	if n := told - len(w.stored(topology.Events, "event", string(event.RunProgress), index, run.ID)); n != 2 {
 		t.Errorf("%d events", n)
 	}
 	if n := len(w.stored(topology.Events, "event", string(event.RunCancelled), index, run.ID)); n != 1 {

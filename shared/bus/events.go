@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"regexp"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -34,6 +36,42 @@ func (b *Bus) EventMessage(e event.Event) Message {
 func (b *Bus) PublishEvent(ctx context.Context, e event.Event) error {
 	_, err := b.Publish(ctx, b.EventMessage(e))
 	return err
+}
+
+// NoIndex stands where the subject of an event names an index and what it is about has none.
+const NoIndex = "-"
+
+var tokenForm = regexp.MustCompile(`^[A-Za-z0-9_-]{1,128}$`)
+
+// ReadEvent is the inverse of EventMessage, for a message of the events stream; the index of an event without one is "".
+// What the headers do not say is told by the subject and by when the broker stored it. A message that is no event is
+// poison.
+func ReadEvent(d *Delivery) (event.Event, error) {
+	tokens := d.Tokens()
+	n := len(tokens)
+	if n < 4 {
+		return event.Event{}, Poison(fmt.Errorf("subject %s is not that of an event", d.Subject))
+	}
+	e := event.Event{
+		Type: event.Type(strings.Join(tokens[1:n-2], ".")), Index: tokens[n-2], Subject: tokens[n-1],
+		ID: d.Header.Get("ce-id"), Time: d.Stored, Data: d.Data,
+	}
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(d.Data, &members); err != nil || members == nil {
+		return e, Poison(fmt.Errorf("event %s: its data is no object", d.Subject))
+	}
+	if e.ID == "" {
+		e.ID = event.IDOf(e.Type, e.Index, e.Subject)
+	} else if !tokenForm.MatchString(e.ID) { // somebody else's: it is to be part of subjects
+		e.ID = event.IDOf(e.Type, e.Index, e.Subject+" "+e.ID)
+	}
+	if at, err := time.Parse(time.RFC3339Nano, d.Header.Get("ce-time")); err == nil {
+		e.Time = at
+	}
+	if e.Index == NoIndex {
+		e.Index = ""
+	}
+	return e, nil
 }
 
 // NewEvent makes the event of a fact: typ about subject in index. Its id is a function of these, as each fact of ours

@@ -330,11 +330,13 @@ type Type string
 // The types.
 const (
 	JobStarted          Type = "import_job.started"
+	JobProgress         Type = "import_job.progress" // at most once a second
 	JobCompleted        Type = "import_job.completed"
 	JobPartialCompleted Type = "import_job.partial_completed"
 	JobFailed           Type = "import_job.failed"
 	MediaCreated        Type = "media.created"
 	RunStarted          Type = "prompt_run.started"
+	RunProgress         Type = "prompt_run.progress" // at most once a second
 	RunCompleted        Type = "prompt_run.completed"
 	RunPartialCompleted Type = "prompt_run.partial_completed"
 	RunFailed           Type = "prompt_run.failed"

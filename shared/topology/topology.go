@@ -33,6 +33,7 @@ const (
 	Deletions     = "deletions"
 	Exports       = "exports"
 	DeadLetters   = "dead"
+	Deliveries    = "deliveries"
 )
 
 // The key-value buckets.
@@ -50,9 +51,10 @@ const (
 	ExportRecords     = "export"
 	ExportAutomations = "export_automations"
 
-	Keys    = "keys"
-	Leases  = "leases"
-	Answers = "answers"
+	Keys     = "keys"
+	Leases   = "leases"
+	Answers  = "answers"
+	Webhooks = "webhooks"
 )
 
 // Documents is the object store of what is too big for a record: job reports, the media lists of runs, and exports for
@@ -74,6 +76,7 @@ const (
 	WorkerRuns           = "worker-runs"
 	ExporterExports      = "exporter-exports"
 	ExporterRuns         = "exporter-runs"
+	WebhooksEvents       = "webhooks-events"
 )
 
 // Subject joins tokens behind the prefix: Subject("arrival", a, h) is "millrace.arrival.a.h".
@@ -142,6 +145,8 @@ func (t Topology) Streams() []Stream {
 		t.stream(Deletions, "media and indexes that somebody deleted and that are still to be cleared away",
 			work, []string{"delete.*"}, onePerSubject),
 		t.stream(Exports, "work for exporters", work, []string{"export.requested.*"}, onePerSubject),
+		t.stream(Deliveries, "what was and is to be sent to webhooks, with its schedule and its log",
+			limits, []string{"delivery.*.*", "envelope.*"}, onePerSubject, func(c *jetstream.StreamConfig) { c.MaxAge = 30 * day }),
 		t.stream(DeadLetters, "poison, with its reason; replayable", limits, []string{"dead.*.*"},
 			func(c *jetstream.StreamConfig) { c.MaxAge = 30 * day }),
 	}
@@ -159,6 +164,7 @@ func (t Topology) Streams() []Stream {
 		{ExportAutomations, "saved configuration, one export automation per index"},
 		{Keys, "API keys, hashed"},
 		{Leases, "who does what only one should do"},
+		{Webhooks, "who is told of what; signing secrets sealed"},
 	} {
 		rows = append(rows, t.keyValue(b.name, b.why))
 	}
@@ -183,6 +189,8 @@ func (t Topology) Consumers() []Consumer {
 		t.consumer(PresetTriggerJobs, Events, "starts runs after jobs", 1_000,
 			"event.import_job.completed.*.*", "event.import_job.partial_completed.*.*"),
 		t.consumer(PresetTriggerWanted, Runs, "makes the runs that people ask for", 1_000, "run.wanted.*"),
+		t.consumer(WebhooksEvents, Events, "makes deliveries of events", 10_000, "event.import_job.*.*.*", "event.media.*.*.*",
+			"event.media.processing.*.*.*", "event.prompt_run.*.*.*", "event.export.*.*.*"),
 		t.consumer(WorkerRuns, Runs, "carries runs out", 1_000, "run.requested.*"),
 		t.consumer(ExporterExports, Exports, "makes exports", 1_000, "export.requested.*"),
 		t.consumer(ExporterRuns, Events, "exports runs that completed", 1_000,

@@ -21,6 +21,7 @@ var figures = []figure{
 	{"small", "small files copied into a folder library", small},
 	{"large", "large files copied into a folder library", large},
 	{"windows", "windows that are all due in the same second", windows},
+	{"webhooks", "events delivered to many webhooks", webhooks},
 	{"idle", "automations with nothing to do", idle},
 	{"start", "cold start with an empty store and with a full one", coldStart},
 	{"page", "a page of an index in a full store", pages},
@@ -46,11 +47,13 @@ type sizes struct {
 	idle          time.Duration // how long they are watched
 	media         int           // records of a full store
 	requests      int           // for one page
+	webhooks      int
+	events        int // for each of them
 }
 
 var scales = map[Scale]sizes{
-	Small: {rounds: 1, notifications: 2_000, files: 200, large: 8 << 20, windows: 500, automations: 200, idle: 3 * time.Second, media: 20_000, requests: 10},
-	Full:  {rounds: 3, notifications: 100_000, files: 10_000, large: 512 << 20, windows: 100_000, automations: 10_000, idle: time.Minute, media: 1_000_000, requests: 100},
+	Small: {rounds: 1, notifications: 2_000, files: 200, large: 8 << 20, windows: 500, automations: 200, idle: 3 * time.Second, media: 20_000, requests: 10, webhooks: 50, events: 10},
+	Full:  {rounds: 3, notifications: 100_000, files: 10_000, large: 512 << 20, windows: 100_000, automations: 10_000, idle: time.Minute, media: 1_000_000, requests: 100, webhooks: 1_000, events: 100},
 }
 
 // lab is what a figure is measured in.

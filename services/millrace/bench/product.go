@@ -45,6 +45,7 @@ type settings struct {
 	allow   string // a folder that connectors may name
 	library string // default: a folder
 	bus     bool   // the broker can be looked into
+	hooks   string // where webhooks may be although it is not public
 }
 
 // interval is the debounce interval of the figures.
@@ -66,6 +67,9 @@ func (l *lab) up(ctx context.Context, s settings) (_ *product, err error) {
 	}
 	if s.library != "" {
 		args = append(args, "--library", s.library)
+	}
+	if s.hooks != "" {
+		args = append(args, "--allow-endpoint", s.hooks)
 	}
 	natsAddr := ""
 	if s.bus {

@@ -11,6 +11,7 @@ import (
 	presettrigger "millrace/services/preset-trigger"
 	"millrace/services/run"
 	"millrace/services/scanner"
+	"millrace/services/webhooks"
 	"millrace/services/worker"
 	"millrace/shared/process"
 )
@@ -32,6 +33,7 @@ type CLI struct {
 	PresetTrigger presettrigger.Command `cmd:"" group:"services" help:"What next? Jobs become prompt runs."`
 	Exporter      exporter.Command      `cmd:"" group:"services" help:"Where to? Results become files, for download or in a bucket."`
 	Admin         admin.Command         `cmd:"" group:"services" help:"See and steer: the HTTP API."`
+	Webhooks      webhooks.Command      `cmd:"" group:"services" help:"Tell others: events become signed requests to webhooks."`
 	Worker        worker.Command        `cmd:"" group:"services" help:"Carry prompt runs out with a command per medium."`
 
 	Job        jobCommand        `cmd:"" group:"client" help:"Import jobs: create, ls, get, watch, cancel, retry, files."`
