@@ -147,9 +147,11 @@ type Admin struct {
 	keys        *keyring
 	push        *pushVerifier // nil: pushes need an API key
 
-	router  *router
-	api     huma.API
-	handler http.Handler
+	router     *router
+	api        huma.API
+	handler    http.Handler
+	env        service.Env
+	operations []operation // what NATS offers of the API
 
 	listening atomic.Pointer[net.TCPAddr]
 }
@@ -172,6 +174,7 @@ func New(cfg Config, env service.Env, deps Deps) (*Admin, error) {
 		deps:    deps,
 		metrics: newMetrics(env.Metrics),
 		ledger:  store.NewLedger(env.Bus),
+		env:     env,
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), bindTimeout)
 	defer cancel()
@@ -182,6 +185,10 @@ func New(cfg Config, env service.Env, deps Deps) (*Admin, error) {
 		a.push = newPushVerifier(a.cfg)
 	}
 	a.handler = a.routes()
+	var err error
+	if a.operations, err = operations(a.api.OpenAPI()); err != nil {
+		return nil, err
+	}
 	return a, nil
 }
 
@@ -242,8 +249,8 @@ const (
 	shutdownTimeout = 10 * time.Second
 )
 
-// Run listens and answers until ctx ends and the requests in hand are answered, or ten seconds later. It fails at once
-// when the address cannot be had.
+// Run listens and answers, over HTTP and NATS, until ctx ends and the requests in hand are answered, or ten seconds
+// later. It fails at once when the address cannot be had.
 func (a *Admin) Run(ctx context.Context) error {
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", a.cfg.Addr)
 	if errors.Is(err, syscall.EADDRINUSE) {
@@ -265,6 +272,11 @@ func (a *Admin) Run(ctx context.Context) error {
 	defer watching.Wait()
 	defer stopWatch()
 
+	door, err := a.openRequestDoor(ctx)
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	defer door.close()
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()
 	a.listening.Store(l.Addr().(*net.TCPAddr))

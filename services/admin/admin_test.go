@@ -75,7 +75,10 @@ func newWorld(t testing.TB, change ...func(*admin.Config)) *world {
 	w.bus, err = bus.New(nc, topology.Topology{Prefix: "t", Replicas: 1}, "admin", log)
 	must(t, err)
 	must(t, w.bus.Apply(t.Context(), w.bus.JetStream()))
-	w.env = service.Env{Bus: w.bus, Log: log, Metrics: prometheus.NewRegistry(), Instance: "test"}
+	connect := func(name string) (*nats.Conn, error) {
+		return nats.Connect("", nats.InProcessServer(s), nats.Name(name))
+	}
+	w.env = service.Env{Bus: w.bus, Log: log, Metrics: prometheus.NewRegistry(), Connect: connect, Instance: "test"}
 	w.connectors, w.indexes = register[store.Connector](w, topology.Connectors), register[store.Index](w, topology.Indexes)
 	w.automations, w.prompts = register[store.Automation](w, topology.Automations), register[store.Prompt](w, topology.Prompts)
 	w.jobs, w.runs = register[store.Job](w, topology.JobRecords), register[store.Run](w, topology.RunRecords)

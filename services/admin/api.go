@@ -286,16 +286,9 @@ func plainObject(data []byte, contentType, keep string) ([]byte, error) {
 	if t, _, _ := mime.ParseMediaType(contentType); contentType != "" && t != "application/json" && !strings.HasSuffix(t, "+json") {
 		return nil, newProblem(http.StatusBadRequest, "request_malformed", "The body is %q: send application/json.", contentType)
 	}
-	var members map[string]json.RawMessage
-	if err := json.Unmarshal(data, &members); err != nil {
-		var syntax *json.SyntaxError
-		if errors.As(err, &syntax) {
-			return nil, newProblem(http.StatusBadRequest, "request_malformed", "The body is not JSON: %s, at byte %d.", syntax, syntax.Offset)
-		}
-		return nil, newProblem(http.StatusBadRequest, "request_malformed", "The body must be a JSON object.")
-	}
-	if members == nil { // null
-		return []byte("{}"), nil
+	members, err := membersOf(data)
+	if err != nil {
+		return nil, err
 	}
 	for name, value := range members {
 		if !member.MatchString(name) || (name != keep && string(value) == "null") {
@@ -303,6 +296,22 @@ func plainObject(data []byte, contentType, keep string) ([]byte, error) {
 		}
 	}
 	return json.Marshal(members)
+}
+
+// membersOf reads a JSON object; null is an empty one.
+func membersOf(data []byte) (map[string]json.RawMessage, error) {
+	members := make(map[string]json.RawMessage)
+	if err := json.Unmarshal(data, &members); err != nil {
+		var syntax *json.SyntaxError
+		if errors.As(err, &syntax) {
+			return nil, newProblem(http.StatusBadRequest, "request_malformed", "The body is not JSON: %s, at byte %d.", syntax, syntax.Offset)
+		}
+		return nil, newProblem(http.StatusBadRequest, "request_malformed", "The body must be a JSON object.")
+	}
+	if members == nil {
+		members = make(map[string]json.RawMessage)
+	}
+	return members, nil
 }
 
 func readAll(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
