@@ -23,6 +23,7 @@ import (
 
 	"millrace/shared/bucket"
 	"millrace/shared/bus"
+	"millrace/shared/control"
 	"millrace/shared/service"
 	"millrace/shared/store"
 	"millrace/shared/topology"
@@ -151,7 +152,11 @@ type Admin struct {
 	api        huma.API
 	handler    http.Handler
 	env        service.Env
-	operations []operation // what NATS offers of the API
+	operations []operation          // what NATS offers of the API
+	commanded  map[string]operation // of these, what can be a command, by <resource>.<verb>
+	commands   *control.Router
+
+	commandRecords *store.Register[store.Command]
 
 	listening atomic.Pointer[net.TCPAddr]
 }
@@ -189,6 +194,16 @@ func New(cfg Config, env service.Env, deps Deps) (*Admin, error) {
 	if a.operations, err = operations(a.api.OpenAPI()); err != nil {
 		return nil, err
 	}
+	a.commanded = make(map[string]operation)
+	for _, o := range a.operations {
+		if o.commanded() {
+			a.commanded[o.subject] = o
+		}
+	}
+	a.router.HandleFunc("GET /docs", a.serveDocs())
+	if a.commands, err = a.commandDoor(); err != nil {
+		return nil, err
+	}
 	return a, nil
 }
 
@@ -220,6 +235,9 @@ func (a *Admin) bind(ctx context.Context) (err error) {
 		return err
 	}
 	if a.documents, err = store.OpenDocuments(ctx, a.bus); err != nil {
+		return err
+	}
+	if a.commandRecords, err = store.Open[store.Command](ctx, a.bus, topology.CommandRecords); err != nil {
 		return err
 	}
 	reg, err := store.Open[store.Key](ctx, a.bus, topology.Keys)
@@ -277,6 +295,14 @@ func (a *Admin) Run(ctx context.Context) error {
 		return errors.Join(err, l.Close())
 	}
 	defer door.close()
+	commandCtx, stopCommands := context.WithCancel(ctx)
+	defer stopCommands()
+	commands := make(chan struct{}) // closed when no more are taken
+	var commandErr error
+	go func() {
+		defer close(commands)
+		commandErr = a.commands.Run(commandCtx)
+	}()
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()
 	a.listening.Store(l.Addr().(*net.TCPAddr))
@@ -285,7 +311,10 @@ func (a *Admin) Run(ctx context.Context) error {
 
 	select {
 	case err := <-served:
-		return fmt.Errorf("serve http on %s: %w", a.cfg.Addr, err)
+		stopCommands()
+		<-commands
+		return errors.Join(fmt.Errorf("serve http on %s: %w", a.cfg.Addr, err), commandErr)
+	case <-commands: // with an error, or ctx has ended
 	case <-ctx.Done():
 	}
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
@@ -293,7 +322,8 @@ func (a *Admin) Run(ctx context.Context) error {
 	if err := srv.Shutdown(stop); err != nil {
 		_ = srv.Close() // those that are still not done are cut off
 	}
-	return nil
+	<-commands
+	return commandErr
 }
 
 // Ready returns nil when requests are answered from fresh keys.
@@ -303,6 +333,9 @@ func (a *Admin) Ready() error {
 	}
 	if !a.keys.fresh() {
 		return errors.New("API keys are not loaded")
+	}
+	if err := a.commands.Ready(); err != nil {
+		return fmt.Errorf("commands: %w", err)
 	}
 	return nil
 }

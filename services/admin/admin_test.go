@@ -434,7 +434,7 @@ func TestRun(t *testing.T) {
 	_ = resp.Body.Close()
 
 	// A second one cannot have the same address.
-	other, err := admin.New(admin.Config{Addr: w.admin.Addr()}, service.Env{Bus: w.bus, Log: w.env.Log},
+	other, err := admin.New(admin.Config{Addr: w.admin.Addr()}, service.Env{Bus: w.bus, Log: w.env.Log, Connect: w.env.Connect},
 		admin.Deps{Sources: w.sources, Sealer: sealer{}})
 	must(t, err)
 	if err := other.Run(t.Context()); err == nil || !strings.Contains(err.Error(), w.admin.Addr()) || !strings.Contains(err.Error(), "--http") {

@@ -46,6 +46,9 @@ type route struct {
 // nothing at all, and then they should hear so.
 const requestTimeout = 20 * time.Second
 
+// scopeOf is where an operation's metadata has its scope.
+const scopeOf = "scope"
+
 // none is the input of an operation without parameters or body.
 type none struct{}
 
@@ -179,6 +182,7 @@ func register[I, O any](a *Admin, rt route, handle func(context.Context, *I) (*O
 		MaxBodyBytes:     -1, // bounded by readBody
 		BodyReadTimeout:  -1, // as well
 		SkipValidateBody: rt.raw > 0,
+		Metadata:         map[string]any{scopeOf: rt.scope},
 	}
 	if op.DefaultStatus == 0 {
 		op.DefaultStatus = http.StatusOK

@@ -25,10 +25,9 @@ type operation struct {
 	doc     *huma.Operation
 	body    *huma.Schema // nil: takes none
 	form    bool         // the body is multipart
+	writes  bool         // it needs a key that may do more than look
+	secret  bool         // it takes or answers one
 }
-
-// changes reports whether the operation does more than look.
-func (o operation) changes() bool { return o.method != http.MethodGet }
 
 const jsonType, formType = "application/json", "multipart/form-data"
 
@@ -63,6 +62,11 @@ func operations(doc *huma.OpenAPI) ([]operation, error) {
 					o.body = doc.Components.Schemas.SchemaFromRef(o.body.Ref)
 				}
 			}
+			if need, ok := m.doc.Metadata[scopeOf].(scope); ok {
+				o.writes = need == write || need == admin
+			}
+			o.secret = hasSecrets(membersIn(doc.Components.Schemas, o.body, "", 0)) ||
+				hasSecrets(membersIn(doc.Components.Schemas, answerOf(m.doc), "", 0))
 			name := m.method + " " + path
 			if other := taken[o.subject]; other != "" {
 				return nil, fmt.Errorf("%s and %s would both be %s on NATS: name one of them in services/admin/subject.go", other, name, o.subject)
@@ -72,6 +76,16 @@ func operations(doc *huma.OpenAPI) ([]operation, error) {
 		}
 	}
 	return found, nil
+}
+
+// answerOf is the schema of success, nil if there is no body.
+func answerOf(doc *huma.Operation) *huma.Schema {
+	for status, r := range doc.Responses {
+		if c := r.Content[jsonType]; c != nil && strings.HasPrefix(status, "2") {
+			return c.Schema
+		}
+	}
+	return nil
 }
 
 func answersJSON(doc *huma.Operation) bool {

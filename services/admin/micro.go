@@ -219,14 +219,10 @@ func (a *Admin) describe(o operation) (map[string]string, error) {
 		"http":           o.method + " " + a.cfg.BasePath + o.path,
 		"request_schema": request,
 	}
-	for status, r := range o.doc.Responses {
-		if c := r.Content[jsonType]; c != nil && strings.HasPrefix(status, "2") {
-			if about["response_schema"], err = standalone(components, c.Schema); err != nil {
-				return nil, err
-			}
-		}
+	if s := answerOf(o.doc); s != nil {
+		about["response_schema"], err = standalone(components, s)
 	}
-	return about, nil
+	return about, err
 }
 
 const componentRef, ownRef = "#/components/schemas/", "#/$defs/"

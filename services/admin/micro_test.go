@@ -186,8 +186,8 @@ func TestRequestErrors(t *testing.T) {
 	d.send("t.api.automations.put", put).refused(422, "validation_error", "prompt_preset")
 
 	// A broker that carries a megabyte carries no longer answer.
-	prompt := obj{"name": "abc", "prompt_text": strings.Repeat("x", 6000), "json_schema": obj{"type": "object"}}
-	for range 200 {
+	prompt := obj{"name": "abc", "prompt_text": strings.Repeat("x", 5000), "json_schema": obj{"type": "object"}}
+	for range 250 {
 		w.do("POST", "/prompts", prompt).want(201)
 	}
 	d.send("t.api.prompts.list", nil).refused(413, "answer_too_large", "over HTTP")

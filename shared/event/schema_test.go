@@ -35,6 +35,8 @@ var contracts = map[string]any{
 	"prompt_run":    event.RunEvent{},
 	"drift":         event.DriftEvent{},
 	"dead":          event.Dead{},
+	"command":       event.Command{},
+	"command_event": event.CommandEvent{},
 }
 
 // vocabularies is every closed list by the schemas and properties that carry it.
@@ -550,6 +552,7 @@ func TestEveryEventHasAChannel(t *testing.T) {
 	types := []event.Type{
 		event.JobStarted, event.JobCompleted, event.JobPartialCompleted, event.JobFailed, event.MediaCreated,
 		event.RunStarted, event.RunCompleted, event.RunPartialCompleted, event.RunFailed, event.ScanDrift,
+		event.CommandCompleted, event.CommandFailed,
 	}
 	for _, typ := range types {
 		subject := top.Subject("event", string(typ), "i", "s")

@@ -31,6 +31,7 @@ const (
 	Runs          = "runs"
 	Reports       = "reports"
 	DeadLetters   = "dead"
+	Commands      = "commands"
 )
 
 // The key-value buckets.
@@ -45,6 +46,8 @@ const (
 	RunRecords  = "run"
 	Keys        = "keys"
 	Leases      = "leases"
+
+	CommandRecords = "command"
 )
 
 // Documents is the object store of what is too big for a record: job reports and the media lists of runs.
@@ -62,6 +65,7 @@ const (
 	ImporterBulk         = "importer-bulk"
 	PresetTriggerJobs    = "preset-trigger-jobs"
 	WorkerRuns           = "worker-runs"
+	AdminCommands        = "admin-commands"
 )
 
 // Subject joins tokens behind the prefix: Subject("arrival", a, h) is "millrace.arrival.a.h".
@@ -129,6 +133,7 @@ func (t Topology) Streams() []Stream {
 		t.stream(Reports, "what executors say back, the newest per medium", limits, []string{"run.report.*.*"}, onePerSubject),
 		t.stream(DeadLetters, "poison, with its reason; replayable", limits, []string{"dead.*.*"},
 			func(c *jetstream.StreamConfig) { c.MaxAge = 30 * day }),
+		t.stream(Commands, "what people and programs ask for without waiting for an answer", work, []string{"command.*.*"}),
 	}
 	for _, b := range []struct{ name, why string }{
 		{Connectors, "access to buckets; credentials sealed"},
@@ -144,6 +149,9 @@ func (t Topology) Streams() []Stream {
 	} {
 		rows = append(rows, t.keyValue(b.name, b.why))
 	}
+	commands := t.keyValue(CommandRecords, "what became of each command, so that a repetition is known as one for a week")
+	commands.Config.MaxAge = 7 * day
+	rows = append(rows, commands)
 	return append(rows, t.objectStore(Documents, "job reports and media lists of runs"))
 }
 
@@ -162,6 +170,7 @@ func (t Topology) Consumers() []Consumer {
 		t.consumer(PresetTriggerJobs, Events, "starts runs after jobs", 1_000,
 			"event.import_job.completed.*.*", "event.import_job.partial_completed.*.*"),
 		t.consumer(WorkerRuns, Runs, "carries runs out", 1_000, "run.requested.*"),
+		t.consumer(AdminCommands, Commands, "carries commands out", 1_000, "command.*.*"),
 	}
 }
 
