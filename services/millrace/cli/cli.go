@@ -34,6 +34,8 @@ type CLI struct {
 
 	Job jobCommand `cmd:"" group:"client" help:"Import jobs: create, get, watch, cancel."`
 
+	NatsAccounts accountsCommand `cmd:"" group:"other" help:"Print accounts and permissions for a NATS server, a user per service."`
+
 	Bench   benchCommand   `cmd:"" group:"other" help:"Measure every figure beside its yardstick."`
 	Version versionCommand `cmd:"" group:"other" help:"Print the version."`
 }
