@@ -1,5 +1,6 @@
-// Package admin is how people and clients see and steer: HTTP under /api/v2. It is never in the way of a file; with
-// every admin stopped, files are found, imported and run all the same.
+// Package admin is how people and clients see and steer: HTTP under /api/v2, and the same as NATS requests and commands,
+// with one set of handlers behind all three. It is never in the way of a file; with every admin stopped, files are found,
+// imported and run all the same.
 //
 // What a request changes is a record or a message on the bus, nothing else, so any number of admins may run side by
 // side. Each request is answered only when what it asked for is durable.
@@ -148,13 +149,13 @@ type Admin struct {
 	keys        *keyring
 	push        *pushVerifier // nil: pushes need an API key
 
-	router     *router
-	api        huma.API
-	handler    http.Handler
-	env        service.Env
-	operations []operation          // what NATS offers of the API
-	commanded  map[string]operation // of these, what can be a command, by <resource>.<verb>
-	commands   *control.Router
+	router    *router
+	api       huma.API
+	handler   http.Handler
+	env       service.Env
+	offers    []offer          // what NATS offers of the API
+	commanded map[string]offer // of these, what can be a command, by <resource>.<verb>
+	commands  *control.Router
 
 	commandRecords *store.Register[store.Command]
 
@@ -191,11 +192,11 @@ func New(cfg Config, env service.Env, deps Deps) (*Admin, error) {
 	}
 	a.handler = a.routes()
 	var err error
-	if a.operations, err = operations(a.api.OpenAPI()); err != nil {
+	if a.offers, err = offers(a.api.OpenAPI()); err != nil {
 		return nil, err
 	}
-	a.commanded = make(map[string]operation)
-	for _, o := range a.operations {
+	a.commanded = make(map[string]offer)
+	for _, o := range a.offers {
 		if o.commanded() {
 			a.commanded[o.subject] = o
 		}

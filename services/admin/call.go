@@ -16,9 +16,9 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 )
 
-// operation is one operation of the OpenAPI document as NATS sees it: a subject, and members of one JSON object in
+// offer is one operation of the OpenAPI document as NATS sees it: a subject, and members of one JSON object in
 // place of path, query and body.
-type operation struct {
+type offer struct {
 	subject string // <resource>.<verb>
 	method  string
 	path    string // below the base path
@@ -31,11 +31,11 @@ type operation struct {
 
 const jsonType, formType = "application/json", "multipart/form-data"
 
-// operations derives what NATS offers from the operations that are registered: all that answer JSON, and take JSON or
+// offers derives what NATS offers from the operations that are registered: all that answer JSON, and take JSON or
 // a form if anything. Streams and files are for HTTP, and raw notifications have a subject of their own. It fails when
 // two would have the same subject.
-func operations(doc *huma.OpenAPI) ([]operation, error) {
-	var found []operation
+func offers(doc *huma.OpenAPI) ([]offer, error) {
+	var found []offer
 	taken := make(map[string]string)
 	for _, path := range slices.Sorted(maps.Keys(doc.Paths)) {
 		item := doc.Paths[path]
@@ -49,7 +49,7 @@ func operations(doc *huma.OpenAPI) ([]operation, error) {
 			if m.doc == nil || !answersJSON(m.doc) {
 				continue
 			}
-			o := operation{subject: subjectOf(m.method, path), method: m.method, path: path, doc: m.doc}
+			o := offer{subject: subjectOf(m.method, path), method: m.method, path: path, doc: m.doc}
 			if b := m.doc.RequestBody; b != nil {
 				content := b.Content[jsonType]
 				if content == nil {
@@ -125,7 +125,7 @@ var passedOn = []string{"Idempotency-Key", "Traceparent", "Tracestate"}
 // call has an operation carried out by the handlers behind HTTP, the whole chain of them, with payload's members as
 // parameters and body. The caller is the operator: NATS has let the message through, which is this door's
 // authorization. It never fails; what goes wrong is an answer too.
-func (a *Admin) call(ctx context.Context, o operation, payload []byte, header http.Header) *answer {
+func (a *Admin) call(ctx context.Context, o offer, payload []byte, header http.Header) *answer {
 	w := &answer{header: make(http.Header)}
 	r, err := a.requestOf(asOperator(ctx), o, payload)
 	if err != nil {
@@ -145,7 +145,7 @@ func (a *Admin) call(ctx context.Context, o operation, payload []byte, header ht
 }
 
 // requestOf makes the request that an HTTP client would have sent. With an error it is one without parameters.
-func (a *Admin) requestOf(ctx context.Context, o operation, payload []byte) (*http.Request, error) {
+func (a *Admin) requestOf(ctx context.Context, o offer, payload []byte) (*http.Request, error) {
 	plain := func(path, contentType string, body []byte) *http.Request {
 		r := &http.Request{
 			Method: o.method, URL: &url.URL{Path: path}, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
@@ -194,7 +194,7 @@ type readCloser struct{ *bytes.Reader }
 func (readCloser) Close() error { return nil }
 
 // parameters takes what belongs into path and query out of members. A member that the body has as well stays.
-func (o operation) parameters(members map[string]json.RawMessage) (path string, query url.Values, err error) {
+func (o offer) parameters(members map[string]json.RawMessage) (path string, query url.Values, err error) {
 	var wrong fieldErrors
 	path, query = o.path, make(url.Values)
 	for _, p := range o.doc.Parameters {

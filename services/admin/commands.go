@@ -45,7 +45,7 @@ const (
 
 // commanded reports whether an operation can be a command: it changes something, and neither takes nor tells a secret,
 // as messages are stored and outcomes are public.
-func (o operation) commanded() bool { return o.writes && !o.secret }
+func (o offer) commanded() bool { return o.writes && !o.secret }
 
 var secretMember = regexp.MustCompile(`(^|_)(secret|password|credentials?|token|sas|connection_string|(access|account|private|api)_key)(_|$)|^key$`)
 
@@ -138,7 +138,7 @@ func (a *Admin) claim(ctx context.Context, id, content string, message time.Time
 func (a *Admin) carryOut(ctx context.Context, rec store.Command, told event.CommandEvent, m *control.Message) (store.Command, error) {
 	var dead string
 	if o, ok := a.commanded[told.Name]; ok {
-		header := http.Header{"Idempotency-Key": {idempotencyKey(told)}}
+		header := http.Header{"Idempotency-Key": {repetitionKey(told)}}
 		for _, name := range passedOn[1:] {
 			header.Set(name, m.Header.Get(strings.ToLower(name)))
 		}
@@ -166,7 +166,7 @@ func (a *Admin) carryOut(ctx context.Context, rec store.Command, told event.Comm
 		case malformed[told.Code]:
 			dead = reason
 		}
-	} else if slices.ContainsFunc(a.operations, func(o operation) bool { return o.subject == told.Name }) {
+	} else if slices.ContainsFunc(a.offers, func(o offer) bool { return o.subject == told.Name }) {
 		told = failed(told, http.StatusBadRequest, "command_not_available",
 			told.Name+" is no command, as it only looks, or takes or tells a secret: send it as a request.")
 	} else {
@@ -218,10 +218,10 @@ func (a *Admin) tell(ctx context.Context, rec store.Command) error {
 	return err
 }
 
-var opaque = regexp.MustCompile(`^[!-~]{1,255}$`)
+var opaque = regexp.MustCompile(`^[[:graph:]]{1,255}$`)
 
-// idempotencyKey is the given id, so that the same request over another door is known as a repetition.
-func idempotencyKey(told event.CommandEvent) string {
+// repetitionKey is the given id, so that the same request over another door is known as a repetition.
+func repetitionKey(told event.CommandEvent) string {
 	if opaque.MatchString(told.Correlation) {
 		return told.Correlation
 	}

@@ -66,8 +66,8 @@ func (a *Admin) serveDocs() http.HandlerFunc {
 }
 
 func (a *Admin) manualGroups(doc *huma.OpenAPI) []manualGroup {
-	onNATS := make(map[*huma.Operation]operation)
-	for _, o := range a.operations {
+	onNATS := make(map[*huma.Operation]offer)
+	for _, o := range a.offers {
 		onNATS[o.doc] = o
 	}
 	groups := make(map[string][]manualOperation)

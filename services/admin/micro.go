@@ -64,7 +64,7 @@ func (a *Admin) openRequestDoor(ctx context.Context) (_ *requestDoor, err error)
 		return nil, fmt.Errorf("announce the NATS service: %w", err)
 	}
 	group := d.svc.AddGroup(a.bus.Subject("api"))
-	for _, o := range a.operations {
+	for _, o := range a.offers {
 		metadata, err := a.describe(o)
 		if err != nil {
 			return nil, err
@@ -99,7 +99,7 @@ func (d *requestDoor) close() {
 	d.conn.Close()
 }
 
-func (d *requestDoor) handler(o operation) micro.HandlerFunc {
+func (d *requestDoor) handler(o offer) micro.HandlerFunc {
 	return func(req micro.Request) {
 		d.slots <- struct{}{}
 		answered := make(chan *answer, 1)
@@ -120,7 +120,7 @@ func (d *requestDoor) handler(o operation) micro.HandlerFunc {
 	}
 }
 
-func (d *requestDoor) log(o operation, err error) {
+func (d *requestDoor) log(o offer, err error) {
 	if err != nil { // nobody to answer to, or the connection is going down
 		d.admin.log.Debug("answer to a NATS request not sent", "endpoint", o.subject, "error", err)
 	}
@@ -190,7 +190,7 @@ func semver(v string) string {
 }
 
 // describe is what `nats micro info` shows of an endpoint: what HTTP calls it, and its schemas, each complete in itself.
-func (a *Admin) describe(o operation) (map[string]string, error) {
+func (a *Admin) describe(o offer) (map[string]string, error) {
 	components := a.api.OpenAPI().Components.Schemas
 	properties, required := make(map[string]*huma.Schema), make([]string, 0)
 	if o.body != nil {

@@ -62,13 +62,17 @@ func certificates(t *testing.T, dir string) {
 	write("node.key", "PRIVATE KEY", der)
 }
 
+// freePorts finds ports nobody listens on. They are held together until all are known, so that they differ.
 func freePorts(t *testing.T, n int) (ports []int) {
 	t.Helper()
-	for range n {
+	held := make([]net.Listener, n)
+	for i := range held {
 		l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 		must(t, err)
-		defer func() { _ = l.Close() }()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+		held[i], ports = l, append(ports, l.Addr().(*net.TCPAddr).Port)
+	}
+	for _, l := range held {
+		must(t, l.Close())
 	}
 	return ports
 }

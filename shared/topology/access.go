@@ -162,11 +162,11 @@ func (t Topology) user(a Access) User {
 	return User{Name: a.Service, Why: "the service " + a.Service, Publish: publish, Subscribe: []string{Inbox(a.Service) + ".>"}}
 }
 
-// WriteAccounts writes the accounts and users of a deployment as configuration of a NATS server. Passwords are
-// variables: that of preset-trigger is $PRESET_TRIGGER_PASSWORD. passwords is what defines them: PasswordsFile, or what
-// PasswordsFile takes the passwords from a file beside that of the accounts.
+// PasswordsFile takes the passwords of WriteAccounts from a file beside that of the accounts.
 const PasswordsFile = `include "passwords.conf"`
 
+// WriteAccounts writes the accounts and users of a deployment as configuration of a NATS server. Passwords are
+// variables: that of preset-trigger is $PRESET_TRIGGER_PASSWORD. passwords is what defines them: PasswordsFile, or what
 // WritePasswords writes.
 func (t Topology) WriteAccounts(w io.Writer, passwords string) error {
 	var b strings.Builder
