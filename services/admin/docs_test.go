@@ -10,6 +10,9 @@ import (
 	"testing"
 )
 
+// hidden are the routes that are in no document: API keys are the operator's, and only the command line makes them.
+var hidden = regexp.MustCompile(` /api/v2/api-keys(/|$)`)
+
 // TestDocumentIsTheRoutes holds the OpenAPI document against what is routed, in both directions.
 func TestDocumentIsTheRoutes(t *testing.T) {
 	w := newWorld(t)
@@ -21,7 +24,9 @@ func TestDocumentIsTheRoutes(t *testing.T) {
 		}
 	}
 	slices.Sort(documented)
-	routed := slices.DeleteFunc(w.admin.Patterns(), func(p string) bool { return !strings.Contains(p, " "+base+"/") })
+	routed := slices.DeleteFunc(w.admin.Patterns(), func(p string) bool {
+		return !strings.Contains(p, " "+base+"/") || hidden.MatchString(p)
+	})
 	if !slices.Equal(documented, routed) {
 		t.Errorf("documented are\n%s\nrouted are\n%s", strings.Join(documented, "\n"), strings.Join(routed, "\n"))
 	}
