@@ -90,7 +90,10 @@ func answerOf(doc *huma.Operation) *huma.Schema {
 
 func answersJSON(doc *huma.Operation) bool {
 	for status, r := range doc.Responses {
-		if strings.HasPrefix(status, "2") && r.Content[jsonType] == nil && status != strconv.Itoa(http.StatusNoContent) {
+		if !strings.HasPrefix(status, "2") || status == strconv.Itoa(http.StatusNoContent) {
+			continue
+		}
+		if len(r.Content) != 1 || r.Content[jsonType] == nil { // a stream, or a file that may be JSON or not
 			return false
 		}
 	}
