@@ -1,5 +1,6 @@
-// Package admin is how people and clients see and steer: HTTP under /api/v2. It is never in the way of a file; with
-// every admin stopped, files are found, imported and run all the same.
+// Package admin is how people and clients see and steer: HTTP under /api/v2, and the same as NATS requests and commands,
+// with one set of handlers behind all three. It is never in the way of a file; with every admin stopped, files are found,
+// imported and run all the same.
 //
 // What a request changes is a record or a message on the bus, nothing else, so any number of admins may run side by
 // side. Each request is answered only when what it asked for is durable.
@@ -27,6 +28,7 @@ import (
 	"millrace/services/exporter"
 	"millrace/shared/bucket"
 	"millrace/shared/bus"
+	"millrace/shared/control"
 	"millrace/shared/egress"
 	"millrace/shared/event"
 	"millrace/shared/service"
@@ -180,9 +182,15 @@ type Admin struct {
 	answers     *answers
 	feeds       *feeds
 
-	router  *router
-	api     huma.API
-	handler http.Handler
+	router    *router
+	api       huma.API
+	handler   http.Handler
+	env       service.Env
+	offers    []offer          // what NATS offers of the API
+	commanded map[string]offer // of these, what can be a command, by <resource>.<verb>
+	commands  *control.Router
+
+	commandRecords *store.Register[store.Command]
 
 	listening atomic.Pointer[net.TCPAddr]
 }
@@ -205,6 +213,7 @@ func New(cfg Config, env service.Env, deps Deps) (*Admin, error) {
 		deps:    deps,
 		metrics: newMetrics(env.Metrics),
 		ledger:  store.NewLedger(env.Bus),
+		env:     env,
 		links:   newLinkSigner(deps.LinkKey),
 		feeds:   newFeeds(),
 		limiter: newLimiter(cfg.Limits),
@@ -225,6 +234,20 @@ func New(cfg Config, env service.Env, deps Deps) (*Admin, error) {
 		a.push = newPushVerifier(a.cfg)
 	}
 	a.handler = a.routes()
+	var err error
+	if a.offers, err = offers(a.api.OpenAPI()); err != nil {
+		return nil, err
+	}
+	a.commanded = make(map[string]offer)
+	for _, o := range a.offers {
+		if o.commanded() {
+			a.commanded[o.subject] = o
+		}
+	}
+	a.router.HandleFunc("GET /docs", a.serveDocs())
+	if a.commands, err = a.commandDoor(); err != nil {
+		return nil, err
+	}
 	return a, nil
 }
 
@@ -260,6 +283,9 @@ func (a *Admin) bind(ctx context.Context) (err error) {
 		return err
 	}
 	if a.documents, err = store.OpenDocuments(ctx, a.bus); err != nil {
+		return err
+	}
+	if a.commandRecords, err = store.Open[store.Command](ctx, a.bus, topology.CommandRecords); err != nil {
 		return err
 	}
 	if a.webhooks, err = openWebhooks(ctx, a.cfg, a.bus, a.deps.Sealer); err != nil {
@@ -299,8 +325,8 @@ const (
 	shutdownTimeout = 10 * time.Second
 )
 
-// Run listens and answers until ctx ends and the requests in hand are answered, or ten seconds later. It fails at once
-// when the address cannot be had.
+// Run listens and answers, over HTTP and NATS, until ctx ends and the requests in hand are answered, or ten seconds
+// later. It fails at once when the address cannot be had.
 func (a *Admin) Run(ctx context.Context) error {
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", a.cfg.Addr)
 	if errors.Is(err, syscall.EADDRINUSE) {
@@ -330,6 +356,19 @@ func (a *Admin) Run(ctx context.Context) error {
 		defer func() { _ = os.Remove(a.cfg.Door) }()
 	}
 
+	door, err := a.openRequestDoor(ctx)
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	defer door.close()
+	commandCtx, stopCommands := context.WithCancel(ctx)
+	defer stopCommands()
+	commands := make(chan struct{}) // closed when no more are taken
+	var commandErr error
+	go func() {
+		defer close(commands)
+		commandErr = a.commands.Run(commandCtx)
+	}()
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()
 	a.listening.Store(l.Addr().(*net.TCPAddr))
@@ -338,7 +377,10 @@ func (a *Admin) Run(ctx context.Context) error {
 
 	select {
 	case err := <-served:
-		return fmt.Errorf("serve http on %s: %w", a.cfg.Addr, err)
+		stopCommands()
+		<-commands
+		return errors.Join(fmt.Errorf("serve http on %s: %w", a.cfg.Addr, err), commandErr)
+	case <-commands: // with an error, or ctx has ended
 	case <-ctx.Done():
 	}
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
@@ -346,7 +388,8 @@ func (a *Admin) Run(ctx context.Context) error {
 	if err := srv.Shutdown(stop); err != nil {
 		_ = srv.Close() // those that are still not done are cut off
 	}
-	return nil
+	<-commands
+	return commandErr
 }
 
 // Ready returns nil when requests are answered from fresh keys.
@@ -356,6 +399,9 @@ func (a *Admin) Ready() error {
 	}
 	if !a.keys.fresh() {
 		return errors.New("API keys are not loaded")
+	}
+	if err := a.commands.Ready(); err != nil {
+		return fmt.Errorf("commands: %w", err)
 	}
 	return nil
 }

@@ -79,7 +79,10 @@ func newWorld(t testing.TB, change ...func(*admin.Config)) *world {
 	w.bus, err = bus.New(nc, topology.Topology{Prefix: "t", Replicas: 1}, "admin", log)
 	must(t, err)
 	must(t, w.bus.Apply(t.Context(), w.bus.JetStream()))
-	w.env = service.Env{Bus: w.bus, Log: log, Metrics: prometheus.NewRegistry(), Instance: "test"}
+	connect := func(name string) (*nats.Conn, error) {
+		return nats.Connect("", nats.InProcessServer(s), nats.Name(name))
+	}
+	w.env = service.Env{Bus: w.bus, Log: log, Metrics: prometheus.NewRegistry(), Connect: connect, Instance: "test"}
 	w.connectors, w.indexes = register[store.Connector](w, topology.Connectors), register[store.Index](w, topology.Indexes)
 	w.automations, w.prompts = register[store.Automation](w, topology.Automations), register[store.Prompt](w, topology.Prompts)
 	w.jobs, w.runs = register[store.Job](w, topology.JobRecords), register[store.Run](w, topology.RunRecords)
@@ -491,7 +494,7 @@ func TestRun(t *testing.T) {
 	_ = resp.Body.Close()
 
 	// A second one cannot have the same address.
-	other, err := admin.New(admin.Config{Addr: w.admin.Addr()}, service.Env{Bus: w.bus, Log: w.env.Log},
+	other, err := admin.New(admin.Config{Addr: w.admin.Addr()}, service.Env{Bus: w.bus, Log: w.env.Log, Connect: w.env.Connect},
 		admin.Deps{Sources: w.sources, Sealer: w.keeper})
 	must(t, err)
 	if err := other.Run(t.Context()); err == nil || !strings.Contains(err.Error(), w.admin.Addr()) || !strings.Contains(err.Error(), "--http") {

@@ -47,6 +47,9 @@ type route struct {
 // nothing at all, and then they should hear so.
 const requestTimeout = 20 * time.Second
 
+// scopeOf is where an operation's metadata has its scope.
+const scopeOf = "scope"
+
 // none is the input of an operation without parameters or body.
 type none struct{}
 
@@ -194,6 +197,7 @@ func register[I, O any](a *Admin, rt route, handle func(context.Context, *I) (*O
 		MaxBodyBytes:     -1, // bounded by readBody
 		BodyReadTimeout:  -1, // as well
 		SkipValidateBody: rt.raw > 0,
+		Metadata:         map[string]any{scopeOf: rt.scope},
 	}
 	if op.DefaultStatus == 0 {
 		op.DefaultStatus = http.StatusOK
@@ -309,16 +313,9 @@ func plainObject(data []byte, contentType, keep string) ([]byte, error) {
 	if t, _, _ := mime.ParseMediaType(contentType); contentType != "" && t != "application/json" && !strings.HasSuffix(t, "+json") {
 		return nil, newProblem(http.StatusBadRequest, "request_malformed", "The body is %q: send application/json.", contentType)
 	}
-	var members map[string]json.RawMessage
-	if err := json.Unmarshal(data, &members); err != nil {
-		var syntax *json.SyntaxError
-		if errors.As(err, &syntax) {
-			return nil, newProblem(http.StatusBadRequest, "request_malformed", "The body is not JSON: %s, at byte %d.", syntax, syntax.Offset)
-		}
-		return nil, newProblem(http.StatusBadRequest, "request_malformed", "The body must be a JSON object.")
-	}
-	if members == nil { // null
-		return []byte("{}"), nil
+	members, err := membersOf(data)
+	if err != nil {
+		return nil, err
 	}
 	for name, value := range members {
 		if !member.MatchString(name) || (name != keep && string(value) == "null") {
@@ -326,6 +323,22 @@ func plainObject(data []byte, contentType, keep string) ([]byte, error) {
 		}
 	}
 	return json.Marshal(members)
+}
+
+// membersOf reads a JSON object; null is an empty one.
+func membersOf(data []byte) (map[string]json.RawMessage, error) {
+	members := make(map[string]json.RawMessage)
+	if err := json.Unmarshal(data, &members); err != nil {
+		var syntax *json.SyntaxError
+		if errors.As(err, &syntax) {
+			return nil, newProblem(http.StatusBadRequest, "request_malformed", "The body is not JSON: %s, at byte %d.", syntax, syntax.Offset)
+		}
+		return nil, newProblem(http.StatusBadRequest, "request_malformed", "The body must be a JSON object.")
+	}
+	if members == nil {
+		members = make(map[string]json.RawMessage)
+	}
+	return members, nil
 }
 
 func readAll(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {

@@ -10,7 +10,7 @@ import (
 )
 
 // Description says what the service is for.
-const Description = "See and steer: the HTTP API. Applies the topology to the broker."
+const Description = "See and steer: HTTP, NATS requests and commands. Applies the topology to the broker."
 
 // Command are the flags of a process with this service alone.
 type Command struct {

@@ -1,29 +1,34 @@
 package millrace_test
 
 import (
+	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	"github.com/nats-io/nats.go"
 
 	"millrace/services/millrace/client"
 	"millrace/shared/broker/brokertest"
+	"millrace/shared/topology"
 )
 
-// TestStorySplit tells the same story on six separate processes and a worker, over a cluster of three brokers with
-// three copies of everything. On the way each process is killed once, some for as long as others need them.
+// TestStorySplit tells the same story on eight separate processes and a worker, each under a user of its own, over a
+// cluster of three brokers with three copies of everything. On the way each process is killed once, some for as long as others need them.
 func TestStorySplit(t *testing.T) {
 	t.Parallel()
 	program(t, "admin")
-	nodes := brokertest.Cluster(t, 3)
+	const prefix, interval = "split", "4s" // three copies on one disk take their time
+	nodes := brokertest.Cluster(t, 3, accounts(t, prefix))
 	dir := t.TempDir()
 	inbox, library := filepath.Join(dir, "inbox"), filepath.Join(dir, "library")
 	must(t, os.Mkdir(inbox, 0o755))
 
-	const prefix, interval = "split", "4s" // three copies on one disk take their time
 	ops, procs := map[string]string{}, map[string]*process{}
 	add := func(name, program string, args ...string) {
 		addr := freeAddr(t)
-		args = append(args, "--nats-url", nodes.URL(), "--prefix", prefix, "--replicas", "3", "--ops", addr)
+		args = append(args, "--nats-url", nodes.URLAs(as(name)), "--prefix", prefix, "--replicas", "3", "--ops", addr)
 		ops[name], procs[name] = "http://"+addr, prepare(t, program, args...)
 	}
 	shared := []string{"--secrets-key", filepath.Join(dir, "secrets.key"), "--allow-dir", inbox}
@@ -89,4 +94,27 @@ func TestStorySplit(t *testing.T) {
 	media := s.everything()
 	procs["importer"].stop()
 	nothingHalfDone(t, library, media)
+	// Each service had all permissions it needs.
+	for i := range 3 {
+		for line := range strings.Lines(nodes.Log(i)) {
+			if strings.Contains(line, "Violation") {
+				t.Error(line)
+			}
+		}
+	}
 }
+
+// accounts is a broker with the accounts and users of deployments/nats, each user with its name as password.
+func accounts(t testing.TB, prefix string) brokertest.NodeOption {
+	t.Helper()
+	top := topology.Topology{Prefix: prefix}
+	passwords := "SYS_PASSWORD: sys\n"
+	for _, u := range top.Users() {
+		passwords += topology.PasswordVariable(u.Name) + ": " + u.Name + "\n"
+	}
+	var conf strings.Builder
+	must(t, top.WriteAccounts(&conf, passwords))
+	return brokertest.Accounts(conf.String(), as(topology.AllInOne), nats.CustomInboxPrefix(topology.Inbox(topology.AllInOne)))
+}
+
+func as(user string) *url.Userinfo { return url.UserPassword(user, user) }

@@ -26,6 +26,7 @@ import (
 	"millrace/services/worker"
 	"millrace/shared/broker"
 	"millrace/shared/media"
+	"millrace/shared/topology"
 )
 
 // Options of the all-in-one. The tags make them flags of `millrace up`.
@@ -41,8 +42,9 @@ type Options struct {
 
 	NATSListen string `name:"nats-listen" help:"Let other processes connect to the embedded broker here." placeholder:"HOST:PORT"`
 	NATSToken  string `name:"nats-token" help:"Token they must present. Required beyond this machine." placeholder:"TOKEN" secret:"yes"`
-	NATSURL    string `name:"nats-url" help:"Use this broker instead of the embedded one." placeholder:"URL"`
-	UnsafeFast bool   `help:"Acknowledge before data is on disk. A power cut then loses acknowledged data."`
+	NATSURL    string `name:"nats-url" help:"Use this broker instead of the embedded one." placeholder:"URL" secret:"yes"`
+	run.Identity
+	UnsafeFast bool `help:"Acknowledge before data is on disk. A power cut then loses acknowledged data."`
 	run.Names
 
 	Workers      int           `help:"Objects imported at a time." default:"16"`
@@ -105,7 +107,7 @@ func New(ctx context.Context, o Options, log *slog.Logger) (_ *App, err error) {
 
 func (app *App) dial(o Options, log *slog.Logger) func(string) (*nats.Conn, error) {
 	return func(name string) (*nats.Conn, error) {
-		return broker.Dial(o.NATSURL, "millrace "+name, broker.LogEvents(log))
+		return broker.Dial(o.NATSURL, "millrace "+name, append(o.Identity.Options(topology.AllInOne), broker.LogEvents(log))...)
 	}
 }
 

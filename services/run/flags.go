@@ -39,10 +39,35 @@ func (n Names) Topology() topology.Topology {
 
 // Split are the flags of a process with a single service.
 type Split struct {
-	NATSURL string `name:"nats-url" help:"Broker, or several nodes of one, separated by commas." default:"nats://127.0.0.1:4222" placeholder:"URL"`
+	NATSURL string `name:"nats-url" help:"Broker, or several nodes of one, separated by commas; nats://USER:PASSWORD@HOST:PORT." default:"nats://127.0.0.1:4222" placeholder:"URL" secret:"yes"`
+	Identity
 	Names
 	Ops string `help:"Where to answer /healthz, /readyz and /metrics; empty: nowhere." placeholder:"HOST:PORT"`
 	Log
+}
+
+// Identity are the flags of who we are to a broker, beside what its URL says.
+type Identity struct {
+	NATSCreds string `name:"nats-creds" help:"File with the credentials (JWT and key) of a NATS user." type:"path" placeholder:"FILE"`
+	NATSCA    string `name:"nats-ca" help:"File with the certificates to trust the broker by, instead of the system's." type:"path" placeholder:"FILE"`
+	NATSCert  string `name:"nats-cert" help:"File with the certificate to show to a broker that wants one." type:"path" placeholder:"FILE"`
+	NATSKey   string `name:"nats-key" help:"File with the key of --nats-cert." type:"path" placeholder:"FILE"`
+}
+
+// Options are the options of a connection under this identity. A service has inboxes of its own, so that brokers can
+// keep others from reading what it is answered.
+func (i Identity) Options(service string) []nats.Option {
+	options := []nats.Option{nats.CustomInboxPrefix(topology.Inbox(service))}
+	if i.NATSCreds != "" {
+		options = append(options, nats.UserCredentials(i.NATSCreds))
+	}
+	if i.NATSCA != "" {
+		options = append(options, nats.RootCAs(i.NATSCA))
+	}
+	if i.NATSCert != "" || i.NATSKey != "" {
+		options = append(options, nats.ClientCert(i.NATSCert, i.NATSKey))
+	}
+	return options
 }
 
 // patience is how long a service waits for the topology before it says that it is missing.
@@ -59,7 +84,7 @@ func (s Split) Run(ctx context.Context, name string, applies bool, build func(co
 		return err
 	}
 	connect := func(conn string) (*nats.Conn, error) {
-		return broker.Dial(s.NATSURL, "millrace "+conn, broker.LogEvents(log))
+		return broker.Dial(s.NATSURL, "millrace "+conn, append(s.Options(name), broker.LogEvents(log))...)
 	}
 	h := NewHost(connect, s.Topology(), "", log)
 	env, err := h.Env(name)

@@ -156,7 +156,7 @@ func Start(ctx context.Context, cfg Config) (_ *Broker, err error) {
 	if !srv.ReadyForConnections(10 * time.Second) {
 		return nil, fmt.Errorf("broker: server on %s is not ready after 10 s", cfg.Dir)
 	}
-	if err := b.Healthy(); err != nil {
+	if err := b.recovered(ctx); err != nil {
 		return nil, fmt.Errorf("broker: recover %s: %w", cfg.Dir, err)
 	}
 	if err := ctx.Err(); err != nil {
@@ -220,6 +220,16 @@ func (b *Broker) Addr() string {
 		return a.String()
 	}
 	return ""
+}
+
+// recovered waits for health: the server gives itself a millisecond to tell, in which a busy machine may not get to it.
+func (b *Broker) recovered(ctx context.Context) error {
+	for end := time.Now().Add(time.Second); ; time.Sleep(5 * time.Millisecond) {
+		err := b.Healthy()
+		if err == nil || !b.srv.JetStreamEnabled() || time.Now().After(end) || ctx.Err() != nil {
+			return err
+		}
+	}
 }
 
 // Healthy returns nil when the broker answers, all its data was recovered, and no stream has failed to write. It reads

@@ -155,6 +155,9 @@ type Message struct {
 	// the same timer fired twice is the same message).
 	ID string
 
+	// Named: the ID is the publisher's. Otherwise equal messages have equal ones.
+	Named bool
+
 	Delivered int       // counts deliveries including this one: 1 is the first
 	Stored    time.Time // when the stream stored it; the same at every delivery
 	Sequence  uint64    // in the stream; not an identity, it can be handed out again after a restore

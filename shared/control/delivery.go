@@ -48,8 +48,8 @@ func newDelivery(in *intake, raw jetstream.Msg) *delivery {
 		Subject: raw.Subject(),
 		Header:  sanitised(raw.Headers()),
 		Data:    raw.Data(),
-		ID:      idOf(raw),
 	}
+	d.message.ID, d.message.Named = idOf(raw)
 	meta, err := raw.Metadata()
 	if err != nil {
 		d.unreadable = fmt.Errorf("read metadata: %w", err)
@@ -294,15 +294,15 @@ func firstValue(h nats.Header, name string) string {
 	return ""
 }
 
-func idOf(raw jetstream.Msg) string {
+func idOf(raw jetstream.Msg) (id string, named bool) {
 	for _, name := range []string{jetstream.MsgIDHeader, "ce-id"} {
 		if id := firstValue(raw.Headers(), name); id != "" {
-			return id
+			return id, true
 		}
 	}
 	h := sha256.New()
 	h.Write([]byte(raw.Subject()))
 	h.Write([]byte{0}) // subjects have none, so no two pairs run together
 	h.Write(raw.Data())
-	return hex.EncodeToString(h.Sum(nil)[:16])
+	return hex.EncodeToString(h.Sum(nil)[:16]), false
 }

@@ -342,6 +342,8 @@ const (
 	RunFailed           Type = "prompt_run.failed"
 	RunCancelled        Type = "prompt_run.cancelled"
 	ScanDrift           Type = "automation.drift"
+	CommandCompleted    Type = "command.completed"
+	CommandFailed       Type = "command.failed"
 )
 
 // Event is a public event. On the bus its attributes are CloudEvents headers and only Data is the body.
@@ -396,6 +398,21 @@ type DriftEvent struct {
 	Automation string `json:"automation_id"`
 	Found      int    `json:"found"`
 	Listed     int    `json:"listed"`
+}
+
+// Command is the body of a command: the members that the operation named by its subject takes, all in one object. Which
+// these are is in the OpenAPI document.
+type Command struct{}
+
+// CommandEvent is the data of command.* events: the outcome of a command.
+type CommandEvent struct {
+	Command     string            `json:"command_id"`
+	Correlation string            `json:"correlation_id"`    // the Nats-Msg-Id of the command; without one as Command
+	Name        string            `json:"command"`           // resource and verb
+	Status      int               `json:"status"`            // as HTTP would have answered
+	Code        string            `json:"code,omitempty"`    // of a failure
+	Message     string            `json:"message,omitempty"` // of a failure
+	IDs         map[string]string `json:"ids,omitempty"`     // the ids in the answer, by member: job_id, index_id, …
 }
 
 // Dead is a message that could not be handled, with the reason. The original body is the message body; this stands in

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"regexp"
+	"time"
 )
 
 // Every id that stands for something outside of us is a function of what it is about: asked twice, it is the same
@@ -94,6 +95,14 @@ func (id MediumID) MarshalText() ([]byte, error) { return []byte(id.String()), n
 func (id *MediumID) UnmarshalText(b []byte) (err error) {
 	*id, err = ParseMediumID(string(b))
 	return err
+}
+
+// CommandID is the command that was published under a message id. Without one it is a function of the message.
+func CommandID(messageID string) string { return "cmd_" + hash(16, "command", messageID) }
+
+// UnnamedCommandID is the command of a message without an id, which is a command of its own each time it is published.
+func UnnamedCommandID(subject string, data []byte, stored time.Time) string {
+	return "cmd_" + hash(16, "unnamed command", subject, string(data), stored.UTC().Format(time.RFC3339Nano))
 }
 
 // IDOf is the id of the event that says typ about subject in index.

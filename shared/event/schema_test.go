@@ -42,6 +42,8 @@ var contracts = map[string]any{
 	"export":             event.ExportEvent{},
 	"delivery":           event.Delivery{},
 	"envelope":           event.Envelope{},
+	"command":            event.Command{},
+	"command_event":      event.CommandEvent{},
 }
 
 // vocabularies is every closed list by the schemas and properties that carry it.
@@ -565,6 +567,7 @@ func TestEveryEventHasAChannel(t *testing.T) {
 		event.JobStarted, event.JobProgress, event.JobCompleted, event.JobPartialCompleted, event.JobFailed, event.MediaCreated,
 		event.RunStarted, event.RunProgress, event.RunCompleted, event.RunPartialCompleted, event.RunFailed, event.RunCancelled, event.ScanDrift,
 		event.ExportReady, event.ExportFailed,
+		event.CommandCompleted, event.CommandFailed,
 	}
 	for _, typ := range types {
 		subject := top.Subject("event", string(typ), "i", "s")

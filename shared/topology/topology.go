@@ -34,6 +34,7 @@ const (
 	Exports       = "exports"
 	DeadLetters   = "dead"
 	Deliveries    = "deliveries"
+	Commands      = "commands"
 )
 
 // The key-value buckets.
@@ -55,6 +56,8 @@ const (
 	Leases   = "leases"
 	Answers  = "answers"
 	Webhooks = "webhooks"
+
+	CommandRecords = "command"
 )
 
 // Documents is the object store of what is too big for a record: job reports, the media lists of runs, and exports for
@@ -77,6 +80,7 @@ const (
 	ExporterExports      = "exporter-exports"
 	ExporterRuns         = "exporter-runs"
 	WebhooksEvents       = "webhooks-events"
+	AdminCommands        = "admin-commands"
 )
 
 // Subject joins tokens behind the prefix: Subject("arrival", a, h) is "millrace.arrival.a.h".
@@ -149,6 +153,7 @@ func (t Topology) Streams() []Stream {
 			limits, []string{"delivery.*.*", "envelope.*"}, onePerSubject, func(c *jetstream.StreamConfig) { c.MaxAge = 30 * day }),
 		t.stream(DeadLetters, "poison, with its reason; replayable", limits, []string{"dead.*.*"},
 			func(c *jetstream.StreamConfig) { c.MaxAge = 30 * day }),
+		t.stream(Commands, "what people and programs ask for without waiting for an answer", work, []string{"command.*.*"}),
 	}
 	for _, b := range []struct{ name, why string }{
 		{Connectors, "access to buckets; credentials sealed"},
@@ -171,6 +176,9 @@ func (t Topology) Streams() []Stream {
 	answers := t.keyValue(Answers, "what was answered to requests with an idempotency key; sealed")
 	answers.Config.MaxAge = day + time.Hour // a day is promised
 	rows = append(rows, answers)
+	commands := t.keyValue(CommandRecords, "what became of each command, so that a repetition is known as one for a week")
+	commands.Config.MaxAge = 7 * day
+	rows = append(rows, commands)
 	return append(rows, t.objectStore(Documents, "job reports, media lists of runs, exports for download"))
 }
 
@@ -195,6 +203,7 @@ func (t Topology) Consumers() []Consumer {
 		t.consumer(ExporterExports, Exports, "makes exports", 1_000, "export.requested.*"),
 		t.consumer(ExporterRuns, Events, "exports runs that completed", 1_000,
 			"event.prompt_run.completed.*.*", "event.prompt_run.partial_completed.*.*"),
+		t.consumer(AdminCommands, Commands, "carries commands out", 1_000, "command.*.*"),
 	}
 }
 

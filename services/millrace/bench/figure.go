@@ -25,6 +25,7 @@ var figures = []figure{
 	{"idle", "automations with nothing to do", idle},
 	{"start", "cold start with an empty store and with a full one", coldStart},
 	{"page", "a page of an index in a full store", pages},
+	{"nats", "requests for a record over NATS", answers},
 }
 
 // Scale says how much is measured.

@@ -44,6 +44,8 @@ type CLI struct {
 	Events     eventsCommand     `cmd:"" group:"client" help:"Follow events as they happen."`
 	Key        keyCommand        `cmd:"" group:"client" help:"API keys: create, ls, revoke. For operators: beside the server, or with its broker."`
 
+	NatsAccounts accountsCommand `cmd:"" group:"other" help:"Print accounts and permissions for a NATS server, a user per service."`
+
 	Bench   benchCommand   `cmd:"" group:"other" help:"Measure every figure beside its yardstick."`
 	Version versionCommand `cmd:"" group:"other" help:"Print the version."`
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	neturl "net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,6 +33,22 @@ type Nodes struct {
 	t     testing.TB
 	nodes []*node
 	http  http.Client
+	nodeOptions
+}
+
+// NodeOption changes the nodes of Cluster.
+type NodeOption func(*nodeOptions)
+
+type nodeOptions struct {
+	conf string
+	user *neturl.Userinfo // of Connect and URL
+	opts []nats.Option    // of Connect
+}
+
+// Accounts puts conf, with accounts and users, behind the configuration of the nodes. Connect and URL are for user; opts
+// are what Connect needs as that user.
+func Accounts(conf string, user *neturl.Userinfo, opts ...nats.Option) NodeOption {
+	return func(o *nodeOptions) { *o = nodeOptions{conf, user, opts} }
 }
 
 type node struct {
@@ -45,8 +62,12 @@ type node struct {
 
 // Cluster builds nats-server from its module, starts n nodes (1 is a single server) and waits until they have a leader
 // and answer. They are killed when the test ends. Skipped with -short.
-func Cluster(t testing.TB, n int) *Nodes {
+func Cluster(t testing.TB, n int, opts ...NodeOption) *Nodes {
 	t.Helper()
+	var more nodeOptions
+	for _, o := range opts {
+		o(&more)
+	}
 	if testing.Short() {
 		t.Skip("starts a cluster of processes")
 	}
@@ -54,7 +75,7 @@ func Cluster(t testing.TB, n int) *Nodes {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &Nodes{t: t, http: http.Client{Timeout: time.Second}}
+	c := &Nodes{t: t, http: http.Client{Timeout: time.Second}, nodeOptions: more}
 	dir := t.TempDir()
 	ports := freePorts(t, 3*n)
 	var routes []string
@@ -79,7 +100,7 @@ jetstream { store_dir: %q, sync_interval: always, max_file_store: 16GB, max_memo
 			conf += fmt.Sprintf("cluster { name: test, listen: 127.0.0.1:%d, no_advertise: true, routes: [%s] }\n",
 				ports[3*i+2], strings.Join(routes, ", "))
 		}
-		if err := os.WriteFile(nd.conf(), []byte(conf), 0o600); err != nil {
+		if err := os.WriteFile(nd.conf(), []byte(conf+more.conf), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		c.nodes = append(c.nodes, nd)
@@ -104,16 +125,33 @@ jetstream { store_dir: %q, sync_interval: always, max_file_store: 16GB, max_memo
 }
 
 // URL lists all nodes, for broker.Dial.
-func (c *Nodes) URL() string {
+func (c *Nodes) URL() string { return c.URLAs(c.user) }
+
+// URLAs is URL for a user.
+func (c *Nodes) URLAs(user *neturl.Userinfo) string {
 	var urls []string
 	for i := range c.nodes {
-		urls = append(urls, c.NodeURL(i))
+		urls = append(urls, c.url(i, user))
 	}
 	return strings.Join(urls, ",")
 }
 
 // NodeURL is the address of one node alone.
-func (c *Nodes) NodeURL(i int) string { return fmt.Sprintf("nats://127.0.0.1:%d", c.nodes[i].client) }
+func (c *Nodes) NodeURL(i int) string { return c.url(i, c.user) }
+
+func (c *Nodes) url(i int, user *neturl.Userinfo) string {
+	return (&neturl.URL{Scheme: "nats", User: user, Host: fmt.Sprintf("127.0.0.1:%d", c.nodes[i].client)}).String()
+}
+
+// Log is what node i has written.
+func (c *Nodes) Log(i int) string {
+	c.t.Helper()
+	b, err := os.ReadFile(c.nodes[i].log())
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return string(b)
+}
 
 // Name is the server name of node i, as JetStream reports leaders.
 func (c *Nodes) Name(i int) string { return c.nodes[i].name }
@@ -131,7 +169,7 @@ func (c *Nodes) Index(name string) int {
 // Connect opens a connection that lasts until the test ends.
 func (c *Nodes) Connect() *nats.Conn {
 	c.t.Helper()
-	nc, err := broker.Dial(c.URL(), c.t.Name(), broker.LogEvents(testLogger(c.t)))
+	nc, err := broker.Dial(c.URL(), c.t.Name(), append(c.opts, broker.LogEvents(testLogger(c.t)))...)
 	if err != nil {
 		c.t.Fatal(err)
 	}

@@ -1,0 +1,29 @@
+package admin
+
+import (
+	"maps"
+	"slices"
+)
+
+// TakenFor is how long a claim of a command counts.
+const TakenFor = takenFor
+
+// Patterns are all routes, "METHOD /path".
+func (a *Admin) Patterns() []string {
+	var found []string
+	var walk func(n *node)
+	walk = func(n *node) {
+		for e := range maps.Values(n.methods) {
+			found = append(found, e.pattern)
+		}
+		for next := range maps.Values(n.literals) {
+			walk(next)
+		}
+		if n.param != nil {
+			walk(n.param)
+		}
+	}
+	walk(&a.router.root)
+	slices.Sort(found)
+	return found
+}
