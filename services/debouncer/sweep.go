@@ -146,5 +146,5 @@ func (d *Debouncer) adopt(ctx context.Context, a *store.Automation) error {
 		}
 		arrivals = append(arrivals, window.Arrival{Seq: m.Sequence, Stored: m.Time})
 	}
-	return d.windows.Merge(ctx, a.ID, arrivals, d.config(a))
+	return d.windows.Adopt(ctx, a.ID, arrivals, d.config(a))
 }

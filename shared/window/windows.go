@@ -41,11 +41,27 @@ func (w *Windows) Watch(ctx context.Context, ready func(), each func(store.Chang
 	return w.reg.Watch(ctx, ready, each)
 }
 
-// Merge adds stored arrivals to the automation's window, opening one if need be.
+// Merge adds stored arrivals to the automation's window, opening one if need be. Those that belong to windows that have
+// closed are delivered again when their acknowledgement got lost; they open no other.
 func (w *Windows) Merge(ctx context.Context, automation string, arrivals []Arrival, cfg Config) error {
+	return w.merge(ctx, automation, arrivals, cfg, func(r Record, a Arrival) bool { return a.Seq > r.ClosedSeq })
+}
+
+// Adopt is Merge of arrivals that no window has, whatever their sequence says: after a restore it can be handed out again.
+func (w *Windows) Adopt(ctx context.Context, automation string, arrivals []Arrival, cfg Config) error {
+	return w.merge(ctx, automation, arrivals, cfg, func(Record, Arrival) bool { return true })
+}
+
+func (w *Windows) merge(ctx context.Context, automation string, arrivals []Arrival, cfg Config, mine func(Record, Arrival) bool) error {
 	epoch := event.NewID("w")
 	err := w.change(ctx, automation, func(r Record) Record {
-		r, _ = Merge(r, arrivals, cfg, epoch)
+		var wanted []Arrival
+		for _, a := range arrivals {
+			if mine(r, a) {
+				wanted = append(wanted, a)
+			}
+		}
+		r, _ = Merge(r, wanted, cfg, epoch)
 		return r
 	})
 	if err != nil {
