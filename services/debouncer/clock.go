@@ -85,11 +85,11 @@ func (c *clock) queue(automation string, w *seen, at time.Time) {
 }
 
 const (
-	// atOnce is how many windows are taken from the queue at a time; closeBatch of them share their writes, and closers
-	// such batches are written side by side.
-	atOnce     = 10_000
-	closeBatch = 500
-	closers    = 4
+	// atOnce is how many windows are taken from the queue at a time; batchSize of them share their writes, and closers such
+	// batches are written side by side.
+	atOnce    = 10_000
+	batchSize = 500
+	closers   = 4
 	// closeRetry is the pause after a window could not be closed.
 	closeRetry = time.Second
 )
@@ -154,7 +154,7 @@ func (c *clock) close(ctx context.Context, automations []string) {
 	rand.Shuffle(len(automations), func(i, j int) { automations[i], automations[j] = automations[j], automations[i] })
 	var g errgroup.Group
 	g.SetLimit(closers)
-	for chunk := range slices.Chunk(automations, closeBatch) {
+	for chunk := range slices.Chunk(automations, batchSize) {
 		g.Go(func() error {
 			c.closeBatch(ctx, chunk)
 			return nil

@@ -68,6 +68,32 @@ func arrive(t testing.TB, e service.Env, a store.Automation, n int) {
 	}
 }
 
+// opened waits until the window of an automation has n arrivals.
+func opened(t testing.TB, e service.Env, id string, n int) window.Open {
+	t.Helper()
+	var open window.Open
+	servicetest.Eventually(t, fmt.Sprintf("a window has %d arrivals", n), func() error {
+		r := record(t, e, id)
+		if r.Open == nil || r.Open.Count != n {
+			return fmt.Errorf("record %+v", r)
+		}
+		open = *r.Open
+		return nil
+	})
+	return open
+}
+
+// overdue waits until the window of an automation is due and nobody closes it.
+func overdue(t testing.TB, e service.Env, id string) {
+	t.Helper()
+	servicetest.Eventually(t, "the window is overdue", func() error {
+		if r := record(t, e, id); !window.Due(r, time.Now()) {
+			return fmt.Errorf("%+v", r.Open)
+		}
+		return nil
+	})
+}
+
 func record(t testing.TB, e service.Env, id string) window.Record {
 	t.Helper()
 	ws, err := window.Bind(t.Context(), e.Bus)
@@ -120,15 +146,7 @@ func TestWindowClosesOnceWhenQuiet(t *testing.T) {
 	for range 3 {
 		arrive(t, e, a, 50)
 	}
-	var open window.Open
-	servicetest.Eventually(t, "the window has all arrivals", func() error {
-		if r := record(t, e, a.ID); r.Open == nil || r.Open.Count != 150 {
-			return fmt.Errorf("record %+v", r)
-		} else {
-			open = *r.Open
-		}
-		return nil
-	})
+	open := opened(t, e, a.ID, 150)
 	req := wantRequests(t, e, 1)[0]
 	if early := open.LastArrivalAt.Add(2 * time.Second).Sub(req.RequestedAt); early > 0 {
 		t.Errorf("closed %s early", early)
@@ -175,22 +193,12 @@ func TestHeldWindowWaitsForRelease(t *testing.T) {
 func TestOverdueWindowsCloseAtTheStart(t *testing.T) {
 	t.Parallel()
 	e := servicetest.Env(t)
-	a := automation(t, e, store.Automation{Enabled: true, Debounce: "1s"})
+	a := automation(t, e, store.Automation{Enabled: true, Debounce: "2s"})
 	_, stop := start(t, e, Config{})
 	arrive(t, e, a, 5)
-	servicetest.Eventually(t, "a window is open", func() error {
-		if record(t, e, a.ID).Open == nil {
-			return errors.New("none")
-		}
-		return nil
-	})
+	opened(t, e, a.ID, 5)
 	stop()
-	servicetest.Eventually(t, "it is overdue", func() error {
-		if r := record(t, e, a.ID); r.Open == nil || !window.Due(r, time.Now()) {
-			return fmt.Errorf("%+v", r.Open)
-		}
-		return nil
-	})
+	overdue(t, e, a.ID)
 	begun := time.Now()
 	start(t, e, Config{SweepInterval: time.Hour})
 	if req := wantRequests(t, e, 1)[0]; req.LastSeq != 5 || req.RequestedAt.Before(begun) {
@@ -202,23 +210,13 @@ func TestOverdueWindowsCloseAtTheStart(t *testing.T) {
 func TestWindowWaitsForStoredArrivals(t *testing.T) {
 	t.Parallel()
 	e := servicetest.Env(t)
-	a := automation(t, e, store.Automation{Enabled: true, Debounce: "1s"})
+	a := automation(t, e, store.Automation{Enabled: true, Debounce: "2s"})
 	_, stop := start(t, e, Config{})
 	arrive(t, e, a, 3)
-	servicetest.Eventually(t, "a window is open", func() error {
-		if r := record(t, e, a.ID); r.Open == nil || r.Open.Count != 3 {
-			return errors.New("none")
-		}
-		return nil
-	})
+	opened(t, e, a.ID, 3)
 	stop()
 	arrive(t, e, a, 2000) // before the deadline, and nobody merges them
-	servicetest.Eventually(t, "it is overdue", func() error {
-		if r := record(t, e, a.ID); r.Open == nil || !window.Due(r, time.Now()) {
-			return fmt.Errorf("%+v", r.Open)
-		}
-		return nil
-	})
+	overdue(t, e, a.ID)
 	d, _ := start(t, e, Config{})
 	if req := wantRequests(t, e, 1)[0]; req.LastSeq != 2003 {
 		t.Errorf("the job has the arrivals up to %d of 2003", req.LastSeq)
@@ -237,7 +235,7 @@ func TestSweepFinishesClosing(t *testing.T) {
 	e := servicetest.Env(t)
 	a := automation(t, e, store.Automation{Enabled: true, Debounce: "1h"})
 	r := window.Record{Automation: a.ID}
-	r, _ = window.Merge(r, []window.Arrival{{Seq: 7, Stored: time.Now().Add(-time.Hour)}}, window.Config{Interval: time.Minute, Rev: 1}, "w_1")
+	r = window.Merge(r, []window.Arrival{{Seq: 7, Stored: time.Now().Add(-time.Hour)}}, window.Config{Interval: time.Minute, Rev: 1}, "w_1")
 	r = window.StartClosing(r, request(&a), time.Now())
 	reg, err := store.Open[window.Record](t.Context(), e.Bus, topology.Windows)
 	if err != nil {
@@ -281,7 +279,7 @@ func TestSweepAdoptsOrphans(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := reg.Put(t.Context(), a.ID, window.Record{Automation: a.ID}); err != nil {
+	if err := reg.Put(t.Context(), a.ID, window.Record{Automation: a.ID, ClosedSeq: 1000}); err != nil { // of before the restore
 		t.Fatal(err)
 	}
 	start(t, e, Config{SweepInterval: time.Second})
@@ -319,12 +317,7 @@ func TestDisabledAutomationDropsItsWindow(t *testing.T) {
 	start(t, e, Config{SweepInterval: time.Second})
 	a := automation(t, e, store.Automation{Enabled: true, Debounce: "2s"})
 	arrive(t, e, a, 2)
-	servicetest.Eventually(t, "a window is open", func() error {
-		if record(t, e, a.ID).Open == nil {
-			return errors.New("none")
-		}
-		return nil
-	})
+	opened(t, e, a.ID, 2)
 	a.Enabled = false
 	automation(t, e, a)
 	servicetest.Eventually(t, "the window and its arrivals are dropped", func() error {

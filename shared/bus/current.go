@@ -14,8 +14,8 @@ import (
 
 // A direct get is answered by any replica of the stream, also by one that has not yet stored what the leader has
 // acknowledged (NATS ADR-31). Reads that decide something must not miss that, so on a cluster each answer is held against
-// what the leader knows, and asked for again until a replica has come that far. What such a read costs is a request or two to the
-// leader; on a single broker it costs nothing, as there is no replica.
+// what the leader knows, and asked for again until a replica has come that far. Such a read costs a request or two to the
+// leader more; on a single broker, which has no replica, it costs nothing.
 
 // clustered reports whether streams may have replicas.
 func (b *Bus) clustered() bool { return b.nc.ConnectedClusterName() != "" }

@@ -3,12 +3,10 @@ package bus_test
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"testing"
 
-	"millrace/shared/broker"
-	"millrace/shared/broker/brokertest"
 	"millrace/shared/bus"
+	"millrace/shared/service/servicetest"
 	"millrace/shared/topology"
 )
 
@@ -16,22 +14,7 @@ import (
 // about 16 of 200 answers of a follower lacked messages.
 func TestReadsOnAClusterSeeWhatWasAcknowledged(t *testing.T) {
 	t.Parallel()
-	nodes := brokertest.Cluster(t, 3)
-	for node := range 3 {
-		nc, err := broker.Dial(nodes.NodeURL(node), t.Name())
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(nc.Close)
-		b, err := bus.New(nc, topology.Topology{Prefix: "t", Replicas: 3}, "test", slog.New(slog.DiscardHandler))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := b.Apply(t.Context(), b.JetStream()); err != nil {
-			t.Fatal(err)
-		}
-		eventually(t, "the streams have leaders", func() bool { return b.Complete(t.Context(), b.JetStream()) == nil })
-
+	for node, b := range servicetest.Cluster(t) {
 		const rounds, n = 100, 50
 		for r := range rounds {
 			job, other := fmt.Sprintf("job-%d-%d", node, r), fmt.Sprintf("other-%d-%d", node, r)

@@ -57,12 +57,9 @@ func WriteLines[T any](ctx context.Context, d *Documents, name string, lines ite
 		}
 		w.CloseWithError(buf.Flush())
 	}()
-	_, err := d.objects.Put(ctx, jetstream.ObjectMeta{Name: name}, r)
+	_, err := d.Write(ctx, name, r)
 	r.CloseWithError(err) // lets the writer go when storing failed first
-	if err != nil {
-		return fmt.Errorf("store document %s: %w", name, err)
-	}
-	return nil
+	return err
 }
 
 // ReadLines yields the values of a document, or ErrNotFound. Memory stays constant, and the caller may take its time
@@ -116,6 +113,3 @@ func ReadLinesFrom[T any](ctx context.Context, d *Documents, name string, from i
 		}
 	}
 }
-
-// errReplaced says that bytes of a document are gone or are others: somebody wrote it anew while it was being read.
-var errReplaced = errors.New("the document was replaced while it was being read")

@@ -85,23 +85,20 @@ func (r *Register[T]) behind() string { return "KV_" + r.bus.Bucket(r.name) }
 
 // Put writes a record, whatever is there.
 func (r *Register[T]) Put(ctx context.Context, key string, v T) error {
-	_, err := r.write(ctx, key, v, nil)
-	return err
+	return r.write(ctx, key, v, nil)
 }
 
 // Create writes a record that must not be there yet, else fails with bus.ErrConflict. A deleted record counts as absent
 // only for Modify.
 func (r *Register[T]) Create(ctx context.Context, key string, v T) error {
-	_, err := r.write(ctx, key, v, bus.Absent())
-	return err
+	return r.write(ctx, key, v, bus.Absent())
 }
 
 // Update writes a record whose revision must still be rev, else fails with bus.ErrConflict.
 //
 // A write that was not answered in time, or that conflicts, is read back: equal bytes mean that it is done, by whoever.
 func (r *Register[T]) Update(ctx context.Context, key string, v T, rev Revision) error {
-	_, err := r.write(ctx, key, v, &rev)
-	return err
+	return r.write(ctx, key, v, &rev)
 }
 
 // Write is one update of a record whose revision must still be Revision.
@@ -115,17 +112,16 @@ type Write[T any] struct {
 func (r *Register[T]) UpdateAll(ctx context.Context, writes []Write[T]) ([]Revision, []error) {
 	msgs := make([]bus.Message, len(writes))
 	for i, w := range writes {
-		data, err := json.Marshal(w.Value)
+		data, err := r.encode(w.Key, w.Value)
 		if err != nil {
-			err = fmt.Errorf("encode %s %s: %w", r.name, w.Key, err)
 			return make([]Revision, len(writes)), slices.Repeat([]error{err}, len(writes))
 		}
 		msgs[i] = bus.Message{Subject: r.subject(w.Key), Data: data, Expect: &w.Revision}
 	}
 	revs, errs := r.bus.PublishAll(ctx, msgs)
 	for i, err := range errs {
-		if errors.Is(err, bus.ErrConflict) || errors.Is(err, bus.ErrUnknown) {
-			if _, raw, rev, rerr := r.get(ctx, writes[i].Key); rerr == nil && bytes.Equal(raw, msgs[i].Data) {
+		if errors.Is(err, bus.ErrUnknown) || errors.Is(err, bus.ErrConflict) && writes[i].Revision != 0 {
+			if rev, ok := r.holds(ctx, writes[i].Key, msgs[i].Data); ok {
 				revs[i], errs[i] = rev, nil
 			}
 		}
@@ -136,9 +132,9 @@ func (r *Register[T]) UpdateAll(ctx context.Context, writes []Write[T]) ([]Revis
 // Swap is Update, and Create for revision 0, that returns the new revision. A conflict is never excused: values that
 // must be told apart although they are equal carry something that is unlike.
 func (r *Register[T]) Swap(ctx context.Context, key string, v T, rev Revision) (Revision, error) {
-	data, err := json.Marshal(v)
+	data, err := r.encode(key, v)
 	if err != nil {
-		return 0, fmt.Errorf("encode %s %s: %w", r.name, key, err)
+		return 0, err
 	}
 	return r.put(ctx, key, data, &rev)
 }
@@ -152,18 +148,18 @@ func (r *Register[T]) Last(ctx context.Context) (Revision, error) {
 	return s.CachedInfo().State.LastSeq, nil
 }
 
-func (r *Register[T]) write(ctx context.Context, key string, v T, expect *uint64) (Revision, error) {
-	data, err := json.Marshal(v)
+func (r *Register[T]) write(ctx context.Context, key string, v T, expect *uint64) error {
+	data, err := r.encode(key, v)
 	if err != nil {
-		return 0, fmt.Errorf("encode %s %s: %w", r.name, key, err)
+		return err
 	}
-	rev, err := r.put(ctx, key, data, expect)
+	_, err = r.put(ctx, key, data, expect)
 	if errors.Is(err, bus.ErrConflict) && *expect != 0 {
-		if _, raw, rev, rerr := r.get(ctx, key); rerr == nil && bytes.Equal(raw, data) {
-			return rev, nil
+		if _, ok := r.holds(ctx, key, data); ok {
+			return nil
 		}
 	}
-	return rev, err
+	return err
 }
 
 // put writes the bytes of a record. A write that was not answered is read back.
@@ -173,11 +169,25 @@ func (r *Register[T]) put(ctx context.Context, key string, data []byte, expect *
 		return rev, nil
 	}
 	if errors.Is(err, bus.ErrUnknown) {
-		if _, raw, rev, rerr := r.get(ctx, key); rerr == nil && bytes.Equal(raw, data) {
+		if rev, ok := r.holds(ctx, key, data); ok {
 			return rev, nil
 		}
 	}
 	return 0, fmt.Errorf("write %s %s: %w", r.name, key, err)
+}
+
+// holds reports whether a record is stored as data, and under which revision.
+func (r *Register[T]) holds(ctx context.Context, key string, data []byte) (Revision, bool) {
+	_, raw, rev, err := r.get(ctx, key)
+	return rev, err == nil && bytes.Equal(raw, data)
+}
+
+func (r *Register[T]) encode(key string, v T) ([]byte, error) {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return nil, fmt.Errorf("encode %s %s: %w", r.name, key, err)
+	}
+	return data, nil
 }
 
 func (r *Register[T]) subject(key string) string { return "$KV." + r.bus.Bucket(r.name) + "." + key }
@@ -198,9 +208,9 @@ func (r *Register[T]) Modify(ctx context.Context, key string, change func(v *T) 
 			}
 			return v, rev, err
 		}
-		data, err := json.Marshal(v)
+		data, err := r.encode(key, v)
 		if err != nil {
-			return v, rev, fmt.Errorf("encode %s %s: %w", r.name, key, err)
+			return v, rev, err
 		}
 		if bytes.Equal(data, raw) {
 			return v, rev, nil

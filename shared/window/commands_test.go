@@ -20,9 +20,9 @@ import (
 func TestFlushAndExtend(t *testing.T) {
 	t.Parallel()
 	cfg := window.Config{Interval: 10 * time.Second, MaxWait: 30 * time.Second, Rev: 1}
-	open, _ := window.Merge(window.Record{}, []window.Arrival{{1, at(0), 0}}, cfg, "w")
+	open := window.Merge(window.Record{}, []window.Arrival{{1, at(0), 0}}, cfg, "w")
 	later := func(r window.Record, second int) window.Record {
-		r, _ = window.Merge(r, []window.Arrival{{2, at(second), 0}}, cfg, "no")
+		r = window.Merge(r, []window.Arrival{{2, at(second), 0}}, cfg, "no")
 		return r
 	}
 	flushed := window.Flush(open, at(4))
@@ -74,7 +74,7 @@ func TestCommandsCommuteWithArrivals(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		cfg := window.Config{Interval: time.Duration(rapid.IntRange(1, 90).Draw(t, "interval")) * time.Second}
-		start, _ := window.Merge(window.Record{}, []window.Arrival{{1, at(0), 0}}, cfg, "w")
+		start := window.Merge(window.Record{}, []window.Arrival{{1, at(0), 0}}, cfg, "w")
 		as := arrivals(t)
 		moment := at(rapid.IntRange(0, 400).Draw(t, "at"))
 		flush := rapid.Bool().Draw(t, "flush")
@@ -84,8 +84,8 @@ func TestCommandsCommuteWithArrivals(t *testing.T) {
 			}
 			return window.Extend(r, moment)
 		}
-		before, _ := window.Merge(command(start), as, cfg, "w")
-		after, _ := window.Merge(start, as, cfg, "w")
+		before := window.Merge(command(start), as, cfg, "w")
+		after := window.Merge(start, as, cfg, "w")
 		after = command(after)
 		if !before.Open.Deadline.Equal(after.Open.Deadline) {
 			t.Fatalf("command first %s, arrivals first %s", before.Open.Deadline, after.Open.Deadline)

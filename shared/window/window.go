@@ -66,36 +66,46 @@ type Arrival struct {
 	Size   int64
 }
 
-// Merge adds arrivals to the window, opening one under epoch if need be, and reports whether it did. In what decides
-// (times, LastSeq, deadline) it is commutative and idempotent, so redelivery, reordering and several writers do no
-// harm; Count may miss an arrival that was merged out of order.
-func Merge(r Record, arrivals []Arrival, cfg Config, epoch string) (_ Record, opened bool) {
-	if len(arrivals) == 0 {
-		return r, false
-	}
-	var o Open
+// Merge adds arrivals to the window, opening one under epoch if need be. Those up to ClosedSeq are not new: they come again
+// when their acknowledgement got lost, and are their jobs'. In what decides (times, LastSeq, deadline) it is commutative
+// and idempotent, so redelivery, reordering and several writers do no harm; Count may miss an arrival that was merged out
+// of order.
+func Merge(r Record, arrivals []Arrival, cfg Config, epoch string) Record {
+	o := Open{Epoch: epoch}
 	if r.Open != nil {
 		o = *r.Open
-	} else {
-		o = Open{Epoch: epoch, OpenedAt: arrivals[0].Stored}
-		opened = true
 	}
-	counted := o.LastSeq
+	counted, news := o.LastSeq, false
 	for _, a := range arrivals {
+		if a.Seq <= r.ClosedSeq {
+			continue
+		}
 		if a.Seq > counted {
 			o.Count++
 			o.Bytes += max(a.Size, 0)
 		}
-		if a.Stored.Before(o.OpenedAt) {
+		if o.OpenedAt.IsZero() || a.Stored.Before(o.OpenedAt) {
 			o.OpenedAt = a.Stored
 		}
 		if a.Stored.After(o.LastArrivalAt) {
 			o.LastArrivalAt = a.Stored
 		}
 		o.LastSeq = max(o.LastSeq, a.Seq)
+		news = true
 	}
-	r.Open = plan(o, cfg)
-	return r, opened
+	if news {
+		r.Open = plan(o, cfg)
+	}
+	return r
+}
+
+// Adopt is Merge of arrivals that lie there although no window has them and no job takes them. What ClosedSeq says of them
+// is wrong then: sequences can be handed out again after a restore.
+func Adopt(r Record, arrivals []Arrival, cfg Config, epoch string) Record {
+	for _, a := range arrivals {
+		r.ClosedSeq = min(r.ClosedSeq, a.Seq-1)
+	}
+	return Merge(r, arrivals, cfg, epoch)
 }
 
 // plan sets the deadline.

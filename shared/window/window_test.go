@@ -35,23 +35,41 @@ func TestMerge(t *testing.T) {
 		{"at most to max wait", []window.Arrival{{1, at(0), 1}, {2, at(9), 1}, {3, at(18), 1}, {4, at(27), 1}}, 30, 4, 4, 4},
 		{"a size nobody knows", []window.Arrival{{1, at(0), -1}}, 10, 1, 1, 0},
 	} {
-		r, opened := window.Merge(window.Record{Automation: "a"}, c.arrivals, cfg, "w1")
+		r := window.Merge(window.Record{Automation: "a"}, c.arrivals, cfg, "w1")
 		o := r.Open
-		if !opened || o.Epoch != "w1" || o.ConfigRev != 3 || !o.OpenedAt.Equal(at(0)) || !o.Deadline.Equal(at(c.deadline)) ||
+		if o.Epoch != "w1" || o.ConfigRev != 3 || !o.OpenedAt.Equal(at(0)) || !o.Deadline.Equal(at(c.deadline)) ||
 			o.LastSeq != c.lastSeq || o.Count != c.count || o.Bytes != c.bytes {
-			t.Errorf("%s: opened %v, %+v", c.name, opened, o)
+			t.Errorf("%s: %+v", c.name, o)
 		}
-		again, opened := window.Merge(r, c.arrivals, cfg, "w2")
-		if opened || !reflect.DeepEqual(again, r) {
-			t.Errorf("%s, once more: opened %v, %+v", c.name, opened, again.Open)
+		again := window.Merge(r, c.arrivals, cfg, "w2")
+		if !reflect.DeepEqual(again, r) {
+			t.Errorf("%s, once more: %+v", c.name, again.Open)
 		}
 	}
-	if r, opened := window.Merge(window.Record{}, nil, cfg, "w1"); opened || r.Open != nil {
+	if r := window.Merge(window.Record{}, nil, cfg, "w1"); r.Open != nil {
 		t.Error("nothing opened a window")
 	}
-	r, _ := window.Merge(window.Record{}, []window.Arrival{{1, at(0), 0}, {2, at(100), 0}}, window.Config{Interval: 10 * time.Second}, "w")
+	r := window.Merge(window.Record{}, []window.Arrival{{1, at(0), 0}, {2, at(100), 0}}, window.Config{Interval: 10 * time.Second}, "w")
 	if !r.Open.Deadline.Equal(at(60)) {
 		t.Errorf("the default of max wait is six intervals, not %s", r.Open.Deadline)
+	}
+}
+
+// After a restore the broker hands out sequences again: what lies there then is new although it does not look like it.
+func TestAdopt(t *testing.T) {
+	t.Parallel()
+	cfg := window.Config{Interval: 10 * time.Second}
+	closed := window.Record{ClosedSeq: 90}
+	as := []window.Arrival{{8, at(3), 5}, {7, at(0), 5}}
+	if r := window.Merge(closed, as, cfg, "w1"); !reflect.DeepEqual(r, closed) {
+		t.Errorf("merged: %+v", r)
+	}
+	r := window.Adopt(closed, as, cfg, "w1")
+	if r.Open == nil || r.Open.LastSeq != 8 || r.Open.Count != 2 || r.ClosedSeq != 6 {
+		t.Errorf("adopted: %+v, %+v", r, r.Open)
+	}
+	if r := window.Adopt(window.Record{ClosedSeq: 3}, as, cfg, "w1"); r.Open == nil || r.ClosedSeq != 3 {
+		t.Errorf("in order: %+v", r)
 	}
 }
 
@@ -79,9 +97,9 @@ func TestDue(t *testing.T) {
 func TestNewDeadlines(t *testing.T) {
 	t.Parallel()
 	cfg := window.Config{Interval: 10 * time.Second, Rev: 1}
-	open, _ := window.Merge(window.Record{}, []window.Arrival{{1, at(0), 0}}, cfg, "w")
+	open := window.Merge(window.Record{}, []window.Arrival{{1, at(0), 0}}, cfg, "w")
 	changed := window.Config{Interval: 2 * time.Second, Rev: 2}
-	met, _ := window.Merge(open, []window.Arrival{{2, at(1), 0}}, changed, "no") // an arrival came before the change did
+	met := window.Merge(open, []window.Arrival{{2, at(1), 0}}, changed, "no") // an arrival came before the change did
 	for _, c := range []struct {
 		name     string
 		r        window.Record
@@ -133,19 +151,19 @@ func TestMergeIsCommutativeAndIdempotent(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		cfg := window.Config{Interval: time.Duration(rapid.IntRange(1, 90).Draw(t, "interval")) * time.Second, MaxWait: time.Duration(rapid.IntRange(0, 200).Draw(t, "max")) * time.Second}
 		as := arrivals(t)
-		whole, _ := window.Merge(window.Record{}, as, cfg, "w")
+		whole := window.Merge(window.Record{}, as, cfg, "w")
 
 		shuffled := rapid.Permutation(as).Draw(t, "order")
 		var r window.Record
 		for len(shuffled) > 0 {
 			n := rapid.IntRange(1, len(shuffled)).Draw(t, "batch")
 			before := r
-			r, _ = window.Merge(r, shuffled[:n], cfg, "w")
+			r = window.Merge(r, shuffled[:n], cfg, "w")
 			if before.Open != nil && before.Open == r.Open {
 				t.Fatal("merging changed its argument")
 			}
 			if rapid.Bool().Draw(t, "redelivered") {
-				r, _ = window.Merge(r, as[:rapid.IntRange(0, len(as)).Draw(t, "again")], cfg, "w")
+				r = window.Merge(r, as[:rapid.IntRange(0, len(as)).Draw(t, "again")], cfg, "w")
 			}
 			shuffled = shuffled[n:]
 		}
@@ -173,12 +191,22 @@ func TestLifeOfARecord(t *testing.T) {
 			"arrive": func(t *rapid.T) {
 				before := r
 				seq++
-				var opened bool
-				r, opened = window.Merge(r, []window.Arrival{{Seq: seq, Stored: now}}, cfg, epoch())
-				if opened != (before.Open == nil) || opened && r.Open.Epoch == "" {
-					t.Fatalf("opened: %v", opened)
+				r = window.Merge(r, []window.Arrival{{Seq: seq, Stored: now}}, cfg, epoch())
+				if r.Open == nil || before.Open != nil && r.Open.Epoch != before.Open.Epoch {
+					t.Fatalf("%+v after %+v", r.Open, before.Open)
 				}
-				moved = moved && !opened
+				moved = moved && before.Open != nil
+			},
+			"arrive again": func(t *rapid.T) { // the acknowledgement of one in a closed window got lost
+				if r.ClosedSeq == 0 {
+					return
+				}
+				before := r
+				old := rapid.Uint64Range(1, r.ClosedSeq).Draw(t, "seq")
+				r = window.Merge(r, []window.Arrival{{Seq: old, Stored: now}}, cfg, epoch())
+				if !reflect.DeepEqual(r, before) {
+					t.Fatalf("arrival %d of a window that has closed: %+v", old, r.Open)
+				}
 			},
 			"look": func(t *rapid.T) {
 				if !window.Due(r, now) {
@@ -270,8 +298,8 @@ func TestDayLongWindows(t *testing.T) {
 			case now := <-drops.C:
 				seq++
 				last = now
-				var opened bool
-				if r, opened = window.Merge(r, []window.Arrival{{Seq: seq, Stored: now}}, cfg, fmt.Sprint("w", seq)); opened {
+				opens := r.Open == nil
+				if r = window.Merge(r, []window.Arrival{{Seq: seq, Stored: now}}, cfg, fmt.Sprint("w", seq)); opens {
 					alarm = time.After(time.Until(r.Open.Deadline))
 				}
 				pause := time.Duration(random.IntN(120)) * time.Minute

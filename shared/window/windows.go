@@ -1,6 +1,7 @@
 package window
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,8 +14,7 @@ import (
 	"millrace/shared/topology"
 )
 
-// Windows are the window records of a deployment. All methods may run at the same time in any number
-// of processes.
+// Windows are the window records of a deployment. All methods may run at the same time in any number of processes.
 type Windows struct {
 	bus *bus.Bus
 	reg *store.Register[Record]
@@ -41,29 +41,21 @@ func (w *Windows) Watch(ctx context.Context, ready func(), each func(store.Chang
 	return w.reg.Watch(ctx, ready, each)
 }
 
-// Merge adds stored arrivals to the automation's window, opening one if need be. Those that belong to windows that have
-// closed are delivered again when their acknowledgement got lost; they open no other.
+// Merge adds stored arrivals to the automation's window, opening one if need be; see the function Merge.
 func (w *Windows) Merge(ctx context.Context, automation string, arrivals []Arrival, cfg Config) error {
-	return w.merge(ctx, automation, arrivals, cfg, func(r Record, a Arrival) bool { return a.Seq > r.ClosedSeq })
+	return w.take(ctx, automation, arrivals, cfg, Merge)
 }
 
-// Adopt is Merge of arrivals that no window has, whatever their sequence says: after a restore it can be handed out again.
+// Adopt gives stored arrivals that nobody else takes to the automation's window; see the function Adopt.
 func (w *Windows) Adopt(ctx context.Context, automation string, arrivals []Arrival, cfg Config) error {
-	return w.merge(ctx, automation, arrivals, cfg, func(Record, Arrival) bool { return true })
+	return w.take(ctx, automation, arrivals, cfg, Adopt)
 }
 
-func (w *Windows) merge(ctx context.Context, automation string, arrivals []Arrival, cfg Config, mine func(Record, Arrival) bool) error {
+func (w *Windows) take(
+	ctx context.Context, automation string, arrivals []Arrival, cfg Config, how func(Record, []Arrival, Config, string) Record,
+) error {
 	epoch := event.NewID("w")
-	err := w.change(ctx, automation, func(r Record) Record {
-		var wanted []Arrival
-		for _, a := range arrivals {
-			if mine(r, a) {
-				wanted = append(wanted, a)
-			}
-		}
-		r, _ = Merge(r, wanted, cfg, epoch)
-		return r
-	})
+	err := w.change(ctx, automation, func(r Record) Record { return how(r, arrivals, cfg, epoch) })
 	if err != nil {
 		return fmt.Errorf("merge arrivals into the window of %s: %w", automation, err)
 	}
@@ -84,56 +76,71 @@ type DueWindow struct {
 // a job is a function of its window.
 func (w *Windows) Close(ctx context.Context, due []DueWindow) []error {
 	errs := make([]error, len(due))
-	now := time.Now()
-	var open []int // places in due
-	var closing []store.Write[Record]
+	records, revs := make([]Record, len(due)), make([]store.Revision, len(due))
 	for i, d := range due {
+		records[i], revs[i] = d.Record, d.Revision
 		if d.Record.Closing != nil { // its request is still to be made, by whoever was interrupted
-			if errs[i] = w.Finish(ctx, d.Record.Automation); errs[i] == nil {
-				errs[i] = bus.ErrConflict
-			}
-			continue
-		}
-		open = append(open, i)
-		closing = append(closing, store.Write[Record]{
-			Key: d.Record.Automation, Value: StartClosing(d.Record, d.Request, now), Revision: d.Revision,
-		})
-	}
-	revs, failed := w.reg.UpdateAll(ctx, closing)
-	var requests []bus.Message
-	var ends []store.Write[Record]
-	var asked []int
-	for k, i := range open {
-		c := closing[k].Value
-		msg, err := w.request(c.Closing.Request)
-		if errs[i] = errors.Join(failed[k], err); errs[i] != nil {
-			continue
-		}
-		requests = append(requests, msg)
-		ends = append(ends, store.Write[Record]{Key: closing[k].Key, Value: EndClosing(c, c.Closing.Epoch), Revision: revs[k]})
-		asked = append(asked, i)
-	}
-	_, failed = w.bus.PublishAll(ctx, requests)
-	done := ends[:0]
-	var closed []int
-	for k, i := range asked {
-		if errs[i] = failed[k]; errs[i] == nil {
-			done, closed = append(done, ends[k]), append(closed, i)
+			errs[i] = cmp.Or(w.Finish(ctx, d.Record.Automation), bus.ErrConflict)
 		}
 	}
-	_, failed = w.reg.UpdateAll(ctx, done)
-	for k, i := range closed {
-		if errors.Is(failed[k], bus.ErrConflict) { // the next window has opened beside it
-			failed[k] = w.change(ctx, done[k].Key, func(r Record) Record { return EndClosing(r, due[i].Record.Open.Epoch) })
+	now := time.Now()
+
+	// Each step is taken for the windows that have no error so far.
+	update := func(step func(Record, event.JobRequested) Record) {
+		var writes []store.Write[Record]
+		at := standing(errs)
+		for _, i := range at {
+			records[i] = step(records[i], due[i].Request)
+			writes = append(writes, store.Write[Record]{Key: records[i].Automation, Value: records[i], Revision: revs[i]})
 		}
-		errs[i] = failed[k]
+		written, failed := w.reg.UpdateAll(ctx, writes)
+		for k, i := range at {
+			revs[i], errs[i] = written[k], failed[k]
+		}
+	}
+	update(func(r Record, req event.JobRequested) Record { return StartClosing(r, req, now) })
+	w.request(ctx, records, errs)
+	requested := standing(errs)
+	update(func(r Record, _ event.JobRequested) Record { return EndClosing(r, r.Closing.Epoch) })
+	for _, i := range requested {
+		if errors.Is(errs[i], bus.ErrConflict) { // the next window has opened beside it
+			errs[i] = w.change(ctx, records[i].Automation, func(r Record) Record { return EndClosing(r, due[i].Record.Open.Epoch) })
+		}
 	}
 	for i, err := range errs {
 		if err != nil {
-			errs[i] = fmt.Errorf("close the window of %s: %w", due[i].Record.Automation, err)
+			errs[i] = fmt.Errorf("close the window of %s: %w", records[i].Automation, err)
 		}
 	}
 	return errs
+}
+
+// standing is the places that have no error.
+func standing(errs []error) (places []int) {
+	for i, err := range errs {
+		if err == nil {
+			places = append(places, i)
+		}
+	}
+	return places
+}
+
+// request asks for the jobs of closing windows, but of those that have an error already.
+func (w *Windows) request(ctx context.Context, records []Record, errs []error) {
+	var msgs []bus.Message
+	at := standing(errs)
+	for _, i := range at {
+		req := records[i].Closing.Request
+		data, err := json.Marshal(req)
+		if err != nil {
+			panic(err) // it was stored
+		}
+		msgs = append(msgs, bus.Message{Subject: w.bus.Subject("job", "requested", string(req.Lane), req.Job), Data: data})
+	}
+	_, failed := w.bus.PublishAll(ctx, msgs)
+	for k, i := range at {
+		errs[i] = failed[k]
+	}
 }
 
 // Finish requests the job of a closing window and ends the closing. None there is no error.
@@ -142,25 +149,14 @@ func (w *Windows) Finish(ctx context.Context, automation string) error {
 	if err != nil || r.Closing == nil {
 		return err
 	}
-	msg, err := w.request(r.Closing.Request)
-	if err == nil {
-		_, err = w.bus.Publish(ctx, msg)
+	errs := []error{nil}
+	if w.request(ctx, []Record{r}, errs); errs[0] == nil {
+		errs[0] = w.change(ctx, automation, func(now Record) Record { return EndClosing(now, r.Closing.Epoch) })
 	}
-	if err == nil {
-		err = w.change(ctx, automation, func(now Record) Record { return EndClosing(now, r.Closing.Epoch) })
-	}
-	if err != nil {
-		return fmt.Errorf("finish the closing window of %s: %w", automation, err)
+	if errs[0] != nil {
+		return fmt.Errorf("finish the closing window of %s: %w", automation, errs[0])
 	}
 	return nil
-}
-
-func (w *Windows) request(req event.JobRequested) (bus.Message, error) {
-	data, err := json.Marshal(req)
-	if err != nil {
-		return bus.Message{}, fmt.Errorf("encode request of job %s: %w", req.Job, err)
-	}
-	return bus.Message{Subject: w.bus.Subject("job", "requested", string(req.Lane), req.Job), Data: data}, nil
 }
 
 // change applies a pure function to the record of an automation.

@@ -49,6 +49,30 @@ func EnvOn(t testing.TB, b *broker.Broker) service.Env {
 	return service.Env{Bus: msgs, Log: log, Metrics: prometheus.NewRegistry(), Connect: connect, Instance: t.Name()}
 }
 
+// Cluster starts a cluster of three brokers with three copies of everything and returns a bus on each.
+func Cluster(t testing.TB) []*bus.Bus {
+	t.Helper()
+	nodes := brokertest.Cluster(t, 3)
+	buses := make([]*bus.Bus, 3)
+	for i := range buses {
+		nc, err := broker.Dial(nodes.NodeURL(i), t.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(nc.Close)
+		top := topology.Topology{Prefix: Prefix, Replicas: 3}
+		if buses[i], err = bus.New(nc, top, "test", slog.New(slog.DiscardHandler)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := buses[0]
+	if err := b.Apply(t.Context(), b.JetStream()); err != nil {
+		t.Fatal(err)
+	}
+	Eventually(t, "all streams have leaders", func() error { return b.Complete(t.Context(), b.JetStream()) })
+	return buses
+}
+
 // Run runs a service until the test ends or stop is called, and returns when it is ready.
 func Run(t testing.TB, s service.Service) (stop func()) {
 	t.Helper()

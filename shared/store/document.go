@@ -75,7 +75,7 @@ func (d *Documents) Find(ctx context.Context, name string) (Document, error) {
 	}, nil
 }
 
-// Reader reads the document from its begin. It takes what time its reader takes, holds one chunk, and is held against
+// Reader reads the document from its beginning. It takes what time its reader takes, holds one chunk, and is held against
 // the checksum: the last Read fails rather than returning io.EOF when these are not the bytes that were stored. When
 // somebody replaces or deletes the document meanwhile, a Read fails.
 //
@@ -112,6 +112,9 @@ func (r *documentReader) Read(p []byte) (int, error) {
 	r.buf = r.buf[n:]
 	return n, nil
 }
+
+// errReplaced says that bytes of a document are gone or are others: somebody wrote it anew while it was being read.
+var errReplaced = errors.New("the document was replaced while it was being read")
 
 func (r *documentReader) fetch() error {
 	m, err := r.doc.stream.GetMsg(r.ctx, r.next, jetstream.WithGetMsgSubject(r.doc.subject))
