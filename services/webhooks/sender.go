@@ -18,9 +18,10 @@ import (
 )
 
 // sender sends what is due. It holds no truth: what it knows of open deliveries is read from their stream, all of it when
-// it begins, and the record of a delivery is read again before each attempt.
+// it begins (see session), and the record of a delivery is read again before each attempt but the first.
 //
-// One at a time sends, under a lease; two for a moment, as when one is stopped and woken up, repeat attempts at most.
+// One at a time sends, under a lease; two for a moment, as when a process is stopped and woken up, repeat attempts at
+// most.
 type sender struct {
 	cfg        Config
 	env        service.Env
@@ -41,7 +42,7 @@ type sender struct {
 // run sends whenever it holds the lease, until ctx ends. What fails is begun anew from the stream.
 func (s *sender) run(ctx context.Context, leases *store.Leases) {
 	for ctx.Err() == nil {
-		err := leases.Hold(ctx, senderLease, s.send)
+		err := leases.Hold(ctx, senderLease, func(held context.Context) error { return s.send(ctx, held) })
 		if err == nil || ctx.Err() != nil {
 			continue
 		}
@@ -69,8 +70,10 @@ func (s *sender) read(ctx context.Context, id string) (event.Delivery, store.Rev
 }
 
 // attempt makes one attempt if one is due, and writes down what came of it. fresh is a delivery that was never tried as
-// it was at rev, which spares a read: whoever else may have tried it would be another sender. nil: it is read first.
-func (s *sender) attempt(ctx context.Context, it *item, fresh *event.Delivery, rev store.Revision) result {
+// it was at rev, which spares a read: whoever else may have tried it would be another sender. nil: it is read first. An
+// attempt that has begun is finished although running ends; from then on nothing waits for long.
+func (s *sender) attempt(running context.Context, it *item, fresh *event.Delivery, rev store.Revision) result {
+	ctx := context.WithoutCancel(running)
 	r := result{item: it}
 	unsure := func(err error) result {
 		s.env.Log.Warn("delivery will be looked at again", "delivery_id", it.id, "error", err)
@@ -126,11 +129,11 @@ func (s *sender) attempt(ctx context.Context, it *item, fresh *event.Delivery, r
 	r.ok, r.sent = a.Delivered(), !a.Delivered()
 	next, what := s.policy().after(d, a, time.Now().UTC())
 	s.metrics.attempts.WithLabelValues(string(what)).Inc()
-	s.hooks.note(w.ID, what, a.At)
+	s.hooks.note(w, what, a.At)
 	if what == gone {
-		s.hooks.settle(ctx, w.ID)
+		s.hooks.settle(running, w.ID)
 	}
-	return s.record(ctx, r, next, rev, a)
+	return s.record(running, r, next, rev, a)
 }
 
 // webhook returns the one that a delivery is for, nil when that was deleted, also when another was created under its id.
@@ -213,8 +216,10 @@ func (s *sender) envelope(ctx context.Context, id string) (json.RawMessage, erro
 	return v.(json.RawMessage), nil
 }
 
-// record writes what came of an attempt. It is not given up easily: what is not written has to be sent again.
-func (s *sender) record(ctx context.Context, r result, next event.Delivery, rev store.Revision, a webhook.Answer) result {
+// record writes what came of an attempt. It is not given up easily, as what is not written has to be sent again, but once
+// running has ended it is tried once more at most.
+func (s *sender) record(running context.Context, r result, next event.Delivery, rev store.Revision, a webhook.Answer) result {
+	ctx := context.WithoutCancel(running)
 	for begin := time.Now(); ; {
 		written, err := s.deliveries.Write(ctx, next, rev)
 		if err == nil {
@@ -223,11 +228,14 @@ func (s *sender) record(ctx context.Context, r result, next event.Delivery, rev 
 		}
 		if !errors.Is(err, bus.ErrConflict) {
 			s.env.Log.Warn("writing what came of a delivery", "delivery_id", next.ID, "error", err)
-			if time.Since(begin) > writeLimit {
+			if running.Err() != nil || time.Since(begin) > writeLimit {
 				r.pause = sendAgain
 				return r
 			}
-			time.Sleep(writeAgain)
+			select {
+			case <-time.After(writeAgain):
+			case <-running.Done():
+			}
 		}
 		now, current, err := s.read(ctx, next.ID)
 		switch {

@@ -73,14 +73,15 @@ const followBatch = 1000
 // expireEvery is how often deliveries are looked for that have waited too long for their webhook.
 const expireEvery = time.Minute
 
-// send works until ctx ended and what is in flight is over, or until the stream cannot be followed.
-func (s *sender) send(ctx context.Context) error {
+// send works until held ended and what is in flight is over, or until the stream cannot be followed. held is the time of
+// the lease, running that of the process: who loses just the lease still does all to write down what its attempts bring.
+func (s *sender) send(running, held context.Context) error {
 	ss := &session{
 		sender: s, items: make(map[string]*item), queues: make(map[string]*queue),
 		results: make(chan result, s.cfg.Concurrency),
 	}
 	defer s.metrics.open.Set(0)
-	changes, following, err := ss.follow(ctx)
+	changes, following, err := ss.follow(held)
 	if err != nil {
 		return err
 	}
@@ -96,7 +97,7 @@ func (s *sender) send(ctx context.Context) error {
 	defer expire.Stop()
 	for {
 		select {
-		case <-ctx.Done():
+		case <-held.Done():
 			return nil
 		case <-closed:
 			return errors.New("the subscription to deliveries ended")
@@ -112,9 +113,9 @@ func (s *sender) send(ctx context.Context) error {
 			}
 		case <-timer.C:
 		case <-expire.C:
-			ss.expire(ctx, time.Now())
+			ss.expire(running, time.Now())
 		}
-		ss.start(ctx, time.Now())
+		ss.start(running, time.Now())
 		timer.Stop()
 		if len(ss.waiting) > 0 {
 			timer.Reset(time.Until(ss.waiting[0].at))
@@ -226,7 +227,7 @@ func (s *session) mark(q *queue) {
 }
 
 // start begins what is due, one of each webhook in turn, as far as there are places.
-func (s *session) start(ctx context.Context, now time.Time) {
+func (s *session) start(running context.Context, now time.Time) {
 	for len(s.waiting) > 0 && !s.waiting[0].at.After(now) {
 		it := heap.Pop(&s.waiting).(*item)
 		it.place = due
@@ -242,7 +243,7 @@ func (s *session) start(ctx context.Context, now time.Time) {
 			continue // its next result, or the next change of the webhook, marks it again
 		}
 		if it := q.next(); it != nil {
-			s.begin(ctx, it)
+			s.begin(running, it)
 			s.mark(q)
 		} else if q.inFlight == 0 {
 			q.due = nil
@@ -276,13 +277,13 @@ func (q *queue) next() *item {
 	return nil
 }
 
-func (s *session) begin(ctx context.Context, it *item) {
+func (s *session) begin(running context.Context, it *item) {
 	it.place = inFlight
 	it.queue.inFlight++
 	s.inFlight++
 	d, rev := it.fresh, it.rev
 	it.fresh = nil
-	go func() { s.results <- s.attempt(context.WithoutCancel(ctx), it, d, rev) }()
+	go func() { s.results <- s.attempt(running, it, d, rev) }()
 }
 
 // done takes in what came of an attempt.
@@ -312,14 +313,14 @@ func (s *session) done(r result) {
 }
 
 // expire has those looked at that have waited too long for a webhook that is paused or disabled.
-func (s *session) expire(ctx context.Context, now time.Time) {
+func (s *session) expire(running context.Context, now time.Time) {
 	for _, q := range s.queues {
 		if !s.idle(q.webhook) {
 			continue
 		}
 		for _, it := range q.due {
 			if it != nil && it.place == due && now.Sub(it.created) > s.cfg.MaxWait && s.inFlight < s.cfg.Concurrency {
-				s.begin(ctx, it)
+				s.begin(running, it)
 			}
 		}
 	}

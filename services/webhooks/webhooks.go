@@ -9,8 +9,8 @@
 //	                            ├──▶ retrying, due after the next pause of the schedule
 //	                            └──▶ failed: the schedule is at its end, or the receiver said 410
 //
-// The id of a delivery is a function of webhook and event, and its record is asked before each attempt and written after
-// it, so a crash at any line repeats an attempt at most. Any number of processes may make deliveries; one at a time sends.
+// The id of a delivery is a function of webhook and event, and its record is asked before each attempt (but the first, of
+// which its stream has just told) and written after it, so a crash at any line repeats an attempt at most. Any number of processes may make deliveries; one at a time sends.
 package webhooks
 
 import (
@@ -158,7 +158,8 @@ func (s *Webhooks) Run(ctx context.Context) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.hooks.follow(ctx) })
-	g.Go(func() error { s.hooks.keepBooks(ctx); return nil })
+	over := make(chan struct{}) // the last attempt
+	g.Go(func() error { s.hooks.keepBooks(ctx, over); return nil })
 	g.Go(func() error {
 		if !s.hooks.wait(ctx) {
 			return nil
@@ -166,6 +167,7 @@ func (s *Webhooks) Run(ctx context.Context) error {
 		return s.env.Bus.ConsumeBatch(ctx, topology.WebhooksEvents, bus.Options{Batch: 8 * fanOut}, s.tell)
 	})
 	g.Go(func() error {
+		defer close(over)
 		if s.hooks.wait(ctx) {
 			s.sender.run(ctx, leases)
 		}

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"millrace/services/webhooks"
@@ -42,6 +43,7 @@ type world struct {
 	jobs       *store.Register[store.Job]
 	runs       *store.Register[store.Run]
 	documents  *store.Documents
+	service    service.Service
 	stop       func()
 }
 
@@ -80,7 +82,24 @@ func (w *world) start() {
 	env.Metrics = prometheus.NewRegistry()
 	s, err := webhooks.New(w.cfg, env, w.keeper)
 	w.must(err)
-	w.stop = servicetest.Run(w, s)
+	w.service, w.stop = s, servicetest.Run(w, s)
+}
+
+// stopping tells the service to stop, returns when it has heard that, and closes stopped when it has.
+func (w *world) stopping() (stopped <-chan struct{}) {
+	w.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		w.stop()
+	}()
+	servicetest.Eventually(w, "the service takes no more events", func() error {
+		if w.service.Ready() == nil {
+			return errors.New("it does")
+		}
+		return nil
+	})
+	return done
 }
 
 const signingSecret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -642,6 +661,115 @@ func TestRotation(t *testing.T) {
 	}
 	if n := len(strings.Fields(got[0].header.Get("webhook-signature"))); n != 1 {
 		t.Errorf("%d signatures before", n)
+	}
+}
+
+// What answers while the service stops counts: the delivery, how the webhook is doing, and that it is gone.
+func TestAnsweredWhileStopping(t *testing.T) {
+	t.Parallel()
+	asked, answer := make(chan struct{}, 2), make(chan struct{})
+	late := func(code int) func(int, http.ResponseWriter, *http.Request) {
+		return func(_ int, rw http.ResponseWriter, _ *http.Request) {
+			asked <- struct{}{}
+			<-answer
+			rw.WriteHeader(code)
+		}
+	}
+	gone, broken := receive(t, late(410)), receive(t, late(500))
+	w := newWorld(t, func(c *webhooks.Config) { c.Schedule = []time.Duration{time.Hour} })
+	w.start()
+	g, b := w.hook("gone", gone.URL), w.hook("broken", broken.URL)
+	id := w.job("job_1")
+	<-asked
+	<-asked
+	stopped := w.stopping()
+	close(answer)
+	select {
+	case <-stopped:
+	case <-time.After(15 * time.Second):
+		t.Fatal("it does not stop")
+	}
+	w.stands(g, id, event.DeliveryFailed)
+	w.stands(b, id, event.DeliveryRetrying)
+	for h, ok := range map[string]func(store.Webhook) bool{
+		g.ID: func(h store.Webhook) bool { return h.Status == store.WebhookDisabled && h.Failures == 1 },
+		b.ID: func(h store.Webhook) bool { return h.Status == store.WebhookActive && h.Failures == 1 },
+	} {
+		now, _, err := w.reg.Get(t.Context(), h)
+		w.must(err)
+		if !ok(now) {
+			t.Errorf("%s is %s after %d failures", now.Name, now.Status, now.Failures)
+		}
+	}
+}
+
+// A broker that takes nothing does not hold up the end of the service. What came of the attempt is lost then, and the
+// attempt is made again.
+func TestStopsWithoutBroker(t *testing.T) {
+	t.Parallel()
+	asked, answer := make(chan struct{}, 2), make(chan struct{})
+	rc := receive(t, func(_ int, _ http.ResponseWriter, _ *http.Request) {
+		asked <- struct{}{}
+		<-answer
+	})
+	w := newWorld(t)
+	w.start()
+	h := w.hook("h", rc.URL)
+	id := w.job("job_1")
+	<-asked
+	full := func(is bool) {
+		t.Helper()
+		s, err := w.env.Bus.JetStream().Stream(t.Context(), w.env.Bus.Stream(topology.Deliveries))
+		w.must(err)
+		cfg := s.CachedInfo().Config
+		cfg.Discard, cfg.DiscardNewPerSubject = jetstream.DiscardOld, is
+		if is {
+			cfg.Discard = jetstream.DiscardNew
+		}
+		_, err = w.env.Bus.JetStream().UpdateStream(t.Context(), cfg)
+		w.must(err)
+	}
+	full(true)
+	stopped := w.stopping()
+	close(answer)
+	select {
+	case <-stopped:
+	case <-time.After(15 * time.Second):
+		t.Fatal("it does not stop")
+	}
+	w.stands(h, id, event.DeliveryPending)
+	full(false)
+	w.start()
+	if d := w.stands(h, id, event.DeliveryDelivered); d.Attempts != 1 {
+		t.Errorf("%+v", d)
+	}
+	if n := len(rc.requests()); n != 2 {
+		t.Errorf("%d requests", n)
+	}
+}
+
+// What the receiver of a webhook that was deleted says is nothing to the one that has its id now.
+func TestEarlierLife(t *testing.T) {
+	t.Parallel()
+	asked, answer := make(chan struct{}, 1), make(chan struct{})
+	former := receive(t, func(_ int, rw http.ResponseWriter, _ *http.Request) {
+		asked <- struct{}{}
+		<-answer
+		rw.WriteHeader(http.StatusGone)
+	})
+	w := newWorld(t, func(c *webhooks.Config) { c.PerWebhook = 1 }) // so the next attempt shows that this one is over
+	w.start()
+	w.hook("h", former.URL)
+	w.job("job_1")
+	<-asked
+	w.must(w.reg.Delete(t.Context(), event.WebhookOfKey("test", "h")))
+	h := w.hook("h", receive(t, status(200)).URL)
+	id := w.job("job_2")
+	w.settled()
+	close(answer)
+	w.stands(h, id, event.DeliveryDelivered)
+	if now, _, err := w.reg.Get(t.Context(), h.ID); err != nil || now.Status != store.WebhookActive || now.Failures != 0 {
+		t.Errorf("%s after %d failures, %v", now.Status, now.Failures, err)
 	}
 }
 
