@@ -246,8 +246,8 @@ func (a *Admin) checkHook(f *fieldErrors, url *string, events, indexes []string,
 	}
 }
 
-// createHook makes a webhook, or answers with the one that the same key has made. The key belongs to the webhook and has
-// no end: the id is a function of it, and its record tells whether the request is the same (contract §5.2).
+// createHook makes a webhook, or answers with the one that the same key has made. The key belongs to the webhook and
+// has no end: the id is a function of it, and its record tells whether the request is the same (contract §5.2).
 func (a *Admin) createHook(ctx context.Context, in *createHook) (*createdHook, error) {
 	b := in.Body
 	var f fieldErrors
@@ -384,8 +384,8 @@ func (a *Admin) patchHook(ctx context.Context, in *patchHook) (*body[hook], erro
 	return &body[hook]{viewHook(w)}, nil
 }
 
-// deleteHook removes the record first: what is not there is not sent to. Deliveries that an interruption leaves behind are
-// for a webhook that is gone, also when it is created again under its id, and nobody sees them.
+// deleteHook removes the record first: what is not there is not sent to. Deliveries that an interruption leaves behind
+// are for a webhook that is gone, also when it is created again under its id, and nobody sees them.
 func (a *Admin) deleteHook(ctx context.Context, in *hookPath) (*body[message], error) {
 	if _, err := lookUp(ctx, a.webhooks.reg, "webhook", in.ID); err != nil {
 		// A client that repeats a deletion hears what it would have heard.

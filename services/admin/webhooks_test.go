@@ -67,8 +67,8 @@ func TestWebhookEvents(t *testing.T) {
 	}
 }
 
-// What the n8n trigger relies on (contract §5.2, §16.2): everything comes back as it was given, a key replays the webhook
-// with its secret while it lives and makes it anew under its id once it is gone.
+// What the n8n trigger relies on (contract §5.2, §16.2): everything comes back as it was given, a key replays the
+// webhook with its secret while it lives and makes it anew under its id once it is gone.
 func TestWebhookCreation(t *testing.T) {
 	w := newWorld(t)
 	const given = `{"name":"n","url":"` + hookURL + `","events":["export.ready","export.failed"],"index_ids":[],` +

@@ -182,8 +182,8 @@ const (
 	writers = 64
 )
 
-// keepBooks writes what was noted, until the last attempt is over and all is written. A crash costs a second of counting,
-// nothing else.
+// keepBooks writes what was noted, until the last attempt is over and all is written. A crash costs a second of
+// counting, nothing else.
 func (h *hooks) keepBooks(ctx context.Context, over <-chan struct{}) {
 	ctx = context.WithoutCancel(ctx)
 	tick := time.NewTicker(writeEvery)

@@ -17,8 +17,8 @@ import (
 	"millrace/shared/webhook"
 )
 
-// sender sends what is due. It holds no truth: what it knows of open deliveries is read from their stream, all of it when
-// it begins (see session), and the record of a delivery is read again before each attempt but the first.
+// sender sends what is due. It holds no truth: what it knows of open deliveries is read from their stream, all of it
+// when it begins (see session), and the record of a delivery is read again before each attempt but the first.
 //
 // One at a time sends, under a lease; two for a moment, as when a process is stopped and woken up, repeat attempts at
 // most.
@@ -126,8 +126,8 @@ func (s *sender) attempt(running context.Context, it *item, fresh *event.Deliver
 	if err != nil {
 		return unsure(err)
 	}
-	r.ok, r.sent = a.Delivered(), !a.Delivered()
 	next, what := s.policy().after(d, a, time.Now().UTC())
+	r.what = what
 	s.metrics.attempts.WithLabelValues(string(what)).Inc()
 	s.hooks.note(w, what, a.At)
 	if what == gone {
@@ -136,7 +136,8 @@ func (s *sender) attempt(running context.Context, it *item, fresh *event.Deliver
 	return s.record(running, r, next, rev, a)
 }
 
-// webhook returns the one that a delivery is for, nil when that was deleted, also when another was created under its id.
+// webhook returns the one that a delivery is for, nil when that was deleted, also when another was created under its
+// id.
 func (s *sender) webhook(ctx context.Context, d event.Delivery) (*store.Webhook, error) {
 	w, err := s.hooks.get(ctx, d.Webhook)
 	if err != nil || w != nil && w.CreatedAt.Equal(d.Life) {
@@ -216,8 +217,8 @@ func (s *sender) envelope(ctx context.Context, id string) (json.RawMessage, erro
 	return v.(json.RawMessage), nil
 }
 
-// record writes what came of an attempt. It is not given up easily, as what is not written has to be sent again, but once
-// running has ended it is tried once more at most.
+// record writes what came of an attempt. It is not given up easily, as what is not written has to be sent again, but
+// once running has ended it is tried once more at most.
 func (s *sender) record(running context.Context, r result, next event.Delivery, rev store.Revision, a webhook.Answer) result {
 	ctx := context.WithoutCancel(running)
 	for begin := time.Now(); ; {

@@ -62,9 +62,8 @@ type result struct {
 	d     event.Delivery // as it stands at rev
 	rev   store.Revision // 0: not known, look again after pause
 	pause time.Duration
-	gone  bool // there is none any more
-	sent  bool // a request was made, and it was no success
-	ok    bool // a request was made, and it was one
+	gone  bool    // there is none any more
+	what  outcome // of the request; "" when none was made
 }
 
 // followBatch is how many changes of deliveries are prefetched, and taken in before anything is sent.
@@ -73,8 +72,9 @@ const followBatch = 1000
 // expireEvery is how often deliveries are looked for that have waited too long for their webhook.
 const expireEvery = time.Minute
 
-// send works until held ended and what is in flight is over, or until the stream cannot be followed. held is the time of
-// the lease, running that of the process: who loses just the lease still does all to write down what its attempts bring.
+// send works until held ended and what is in flight is over, or until the stream cannot be followed. held is the time
+// of the lease, running that of the process: who loses just the lease still does all to write down what its attempts
+// bring.
 func (s *sender) send(running, held context.Context) error {
 	ss := &session{
 		sender: s, items: make(map[string]*item), queues: make(map[string]*queue),
@@ -292,8 +292,8 @@ func (s *session) done(r result) {
 	q := r.queue
 	q.inFlight--
 	s.mark(q)
-	if r.sent || r.ok {
-		q.failing = !r.ok
+	if r.what != "" {
+		q.failing = r.what != delivered
 	}
 	if r.place != inFlight { // settled by somebody else meanwhile
 		return

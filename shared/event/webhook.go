@@ -21,8 +21,8 @@ const (
 // Final reports whether nothing more is sent.
 func (s DeliveryState) Final() bool { return s == DeliveryDelivered || s == DeliveryFailed }
 
-// Delivery is the delivery of one event to one webhook, and its log. What is sent is the envelope (a message of its own,
-// the same for all webhooks) and Metadata.
+// Delivery is the delivery of one event to one webhook, and its log. What is sent is the envelope (a message of its
+// own, the same for all webhooks) and Metadata.
 type Delivery struct {
 	ID      string `json:"delivery_id"`
 	Webhook string `json:"webhook_id"`
