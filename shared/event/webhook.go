@@ -40,7 +40,8 @@ type Delivery struct {
 	Code      int             `json:"response_status_code,omitempty"` // HTTP status of the last attempt
 	Body      string          `json:"response_body,omitempty"`        // the beginning of what it brought
 	Error     string          `json:"error_message,omitempty"`
-	Metadata  json.RawMessage `json:"metadata,omitempty"` // of the webhook when the event happened
+	RetriedBy string          `json:"retried_by,omitempty"` // operation by which a person had it tried again last
+	Metadata  json.RawMessage `json:"metadata,omitempty"`   // of the webhook when the event happened
 }
 
 // Envelope is what the deliveries of an event say, but for the metadata of the webhook that each goes to.

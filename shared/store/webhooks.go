@@ -34,7 +34,9 @@ type Webhook struct {
 	// OldSecret is what Secret was before it was rotated. Until OldUntil deliveries are signed with both.
 	OldSecret string    `json:"old_secret,omitempty"`
 	OldUntil  time.Time `json:"old_until,omitzero"`
-	Request   string    `json:"request,omitempty"` // digest of the request that created it by key
+	// RotatedBy is the operation that rotated it last, when it had an id: a repetition of it has succeeded.
+	RotatedBy string `json:"rotated_by,omitempty"`
+	Request   string `json:"request,omitempty"` // digest of the request that created it by key
 	// Since is from when on events are for it, and Until up to when, zero while it is active: those of a pause are not.
 	Since time.Time `json:"since"`
 	Until time.Time `json:"until,omitzero"`
