@@ -389,9 +389,14 @@ func (a *Admin) patchHook(ctx context.Context, in *patchHook) (*body[hook], erro
 	return &body[hook]{viewHook(w)}, nil
 }
 
-// deleteHook removes the record first: what is not there is not sent to. Deliveries that an interruption leaves behind
-// are for a webhook that is gone, also when it is created again under its id, and nobody sees them.
+// deleteHook removes the record first: what is not there is not sent to. Then it removes the deliveries as they stood
+// before, as somebody may have created the webhook again under its id by now. Those that this or an interruption leaves
+// behind are for a webhook that is gone, and nobody sees them.
 func (a *Admin) deleteHook(ctx context.Context, in *hookPath) (*body[message], error) {
+	before, err := a.webhooks.deliveries.Last(ctx)
+	if err != nil {
+		return nil, err
+	}
 	if _, err := lookUp(ctx, a.webhooks.reg, "webhook", in.ID); err != nil {
 		// A client that repeats a deletion hears what it would have heard.
 		if deleted, derr := a.webhooks.reg.Deleted(ctx, in.ID); !deleted || derr != nil {
@@ -400,7 +405,7 @@ func (a *Admin) deleteHook(ctx context.Context, in *hookPath) (*body[message], e
 	} else if err := a.webhooks.reg.Delete(ctx, in.ID); err != nil {
 		return nil, err
 	}
-	if err := a.webhooks.deliveries.Forget(ctx, in.ID, "*"); err != nil {
+	if err := a.webhooks.deliveries.Forget(ctx, in.ID, "*", before); err != nil {
 		return nil, err
 	}
 	return &body[message]{message{"The webhook was deleted."}}, nil

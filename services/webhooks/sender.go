@@ -103,7 +103,7 @@ func (s *sender) attempt(running context.Context, it *item, fresh *event.Deliver
 	}
 	if w == nil { // deleted, and this was overlooked or came later
 		r.gone = true
-		if err := s.deliveries.Forget(ctx, d.Webhook, d.ID); err != nil {
+		if err := s.deliveries.Forget(ctx, d.Webhook, d.ID, rev); err != nil {
 			return unsure(err)
 		}
 		return r

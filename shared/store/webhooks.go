@@ -208,7 +208,16 @@ func (s *Deliveries) List(ctx context.Context, webhook string, limit int, keep f
 	return found[:min(limit, len(found))], nil
 }
 
-// Forget removes a delivery, or with "*" all deliveries of a webhook.
-func (s *Deliveries) Forget(ctx context.Context, webhook, delivery string) error {
-	return s.bus.Purge(ctx, topology.Deliveries, s.Subject(webhook, delivery), 0)
+// Last returns the revision of the newest write of all, 0 when there was none.
+func (s *Deliveries) Last(ctx context.Context) (Revision, error) {
+	state, err := s.bus.State(ctx, topology.Deliveries)
+	return state.LastSeq, err
+}
+
+// Forget removes a delivery, or with "*" all deliveries of a webhook, unless it was written after revision upTo.
+func (s *Deliveries) Forget(ctx context.Context, webhook, delivery string, upTo Revision) error {
+	if upTo == 0 { // to Purge: all
+		return nil
+	}
+	return s.bus.Purge(ctx, topology.Deliveries, s.Subject(webhook, delivery), upTo)
 }
