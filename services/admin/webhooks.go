@@ -469,13 +469,16 @@ func (a *Admin) listDeliveries(ctx context.Context, in *listDeliveries) (*body[[
 	if err != nil {
 		return nil, err
 	}
-	found, err := a.webhooks.deliveries.List(ctx, w.ID, in.Limit, func(d event.Delivery) bool {
-		return d.Life.Equal(w.CreatedAt) && (in.Status == "" || in.Status == string(d.State))
-	})
-	if err != nil {
-		return nil, err
+	newest := newestOf[event.Delivery]{limit: in.Limit, created: func(d event.Delivery) (time.Time, string) { return d.CreatedAt, d.ID }}
+	for d, err := range a.webhooks.deliveries.Of(ctx, w.ID) {
+		if err != nil {
+			return nil, err
+		}
+		if d.Life.Equal(w.CreatedAt) && (in.Status == "" || in.Status == string(d.State)) {
+			newest.add(d)
+		}
 	}
-	views, err := a.viewDeliveries(ctx, found...)
+	views, err := a.viewDeliveries(ctx, newest.sorted()...)
 	return &body[[]delivery]{views}, err
 }
 
