@@ -194,8 +194,8 @@ func (h *hooks) keepBooks(ctx context.Context, over <-chan struct{}) {
 			h.writeBooks(ctx)
 		case <-over:
 			ctx, cancel := context.WithTimeout(ctx, 2*writeEvery)
-			defer cancel()
 			h.writeBooks(ctx)
+			cancel()
 			return
 		}
 	}
