@@ -221,7 +221,7 @@ func (a *Admin) webhookRoutes() {
 // maxMetadata bounds the metadata of a webhook, which goes with every delivery.
 const maxMetadata = 16 << 10
 
-// check says what is wrong with members of a webhook; nil stands for one that is not given.
+// checkHook says what is wrong with members of a webhook; nil stands for one that is not given.
 func (a *Admin) checkHook(f *fieldErrors, url *string, events, indexes []string, metadata json.RawMessage) {
 	if url != nil {
 		if err := a.webhooks.client.CheckURL(*url); err != nil {
@@ -246,8 +246,8 @@ func (a *Admin) checkHook(f *fieldErrors, url *string, events, indexes []string,
 	}
 }
 
-// createHook makes a webhook, or answers with the one that the same key has made. The key belongs to the webhook and has
-// no end: the id is a function of it, and its record tells whether the request is the same (contract §5.2).
+// createHook makes a webhook, or answers with the one that the same key has made. The key belongs to the webhook and
+// has no end: the id is a function of it, and its record tells whether the request is the same (contract §5.2).
 func (a *Admin) createHook(ctx context.Context, in *createHook) (*createdHook, error) {
 	b := in.Body
 	var f fieldErrors
@@ -265,7 +265,7 @@ func (a *Admin) createHook(ctx context.Context, in *createHook) (*createdHook, e
 	}
 	wanted.Status, wanted.Since, wanted.CreatedAt, wanted.UpdatedAt = store.WebhookActive, now, now, now
 	var err error
-	if _, wanted.Secret, err = a.newHookSecret(wanted.ID); err != nil {
+	if wanted.Secret, err = a.newHookSecret(wanted.ID); err != nil {
 		return nil, err
 	}
 	var out createdHook
@@ -284,12 +284,9 @@ func (a *Admin) createHook(ctx context.Context, in *createHook) (*createdHook, e
 	if err != nil {
 		return nil, err
 	}
-	keys, err := webhook.Secrets(a.webhooks.sealer, w, time.Now())
-	if err != nil {
-		return nil, err
-	}
-	out.Body = newHook{hook: viewHook(w), Secret: keys[0].Reveal()}
-	return &out, nil
+	out.Body.hook = viewHook(w)
+	out.Body.Secret, err = a.hookSecret(w)
+	return &out, err
 }
 
 // distinct is a list without repetitions, in order; never nil.
@@ -303,10 +300,18 @@ func distinct(list []string) []string {
 	return out
 }
 
-func (a *Admin) newHookSecret(id string) (text, sealed string, err error) {
-	text = webhook.NewSecret().Reveal()
-	sealed, err = a.webhooks.sealer.Seal([]byte(text), webhook.SecretAAD(id))
-	return text, sealed, err
+// newHookSecret returns a new secret, sealed.
+func (a *Admin) newHookSecret(id string) (string, error) {
+	return a.webhooks.sealer.Seal([]byte(webhook.NewSecret().Reveal()), webhook.SecretAAD(id))
+}
+
+// hookSecret is the text of the secret that is valid now.
+func (a *Admin) hookSecret(w store.Webhook) (string, error) {
+	keys, err := webhook.Secrets(a.webhooks.sealer, w, time.Now())
+	if err != nil {
+		return "", err
+	}
+	return keys[0].Reveal(), nil
 }
 
 func (a *Admin) listHooks(ctx context.Context, _ *none) (*body[[]hook], error) {
@@ -332,17 +337,16 @@ func (a *Admin) getHook(ctx context.Context, in *hookPath) (*body[hook], error) 
 	return &body[hook]{viewHook(w)}, nil
 }
 
-// changeHook edits the record of a webhook that is there.
-func (a *Admin) changeHook(ctx context.Context, id string, change func(w *store.Webhook)) (store.Webhook, error) {
-	if _, err := lookUp(ctx, a.webhooks.reg, "webhook", id); err != nil {
-		return store.Webhook{}, err
-	}
+// changeHook edits the record of a webhook that is there, unless change returns store.ErrUnchanged.
+func (a *Admin) changeHook(ctx context.Context, id string, change func(w *store.Webhook) error) (store.Webhook, error) {
 	now := time.Now().UTC()
 	w, _, err := a.webhooks.reg.Modify(ctx, id, func(w *store.Webhook) error {
 		if w.ID == "" {
 			return notFound("webhook", id)
 		}
-		change(w)
+		if err := change(w); err != nil {
+			return err
+		}
 		w.UpdatedAt = now
 		return nil
 	})
@@ -363,7 +367,7 @@ func (a *Admin) patchHook(ctx context.Context, in *patchHook) (*body[hook], erro
 		return nil, err
 	}
 	now := time.Now().UTC()
-	w, err := a.changeHook(ctx, in.ID, func(w *store.Webhook) {
+	w, err := a.changeHook(ctx, in.ID, func(w *store.Webhook) error {
 		w.Name, w.URL = value(b.Name, w.Name), value(b.URL, w.URL)
 		if b.Events != nil {
 			w.Events = distinct(b.Events)
@@ -377,6 +381,7 @@ func (a *Admin) patchHook(ctx context.Context, in *patchHook) (*body[hook], erro
 		if b.Status != nil {
 			w.SetStatus(*b.Status, now)
 		}
+		return nil
 	})
 	if err != nil {
 		return nil, err
@@ -384,9 +389,14 @@ func (a *Admin) patchHook(ctx context.Context, in *patchHook) (*body[hook], erro
 	return &body[hook]{viewHook(w)}, nil
 }
 
-// deleteHook removes the record first: what is not there is not sent to. Deliveries that an interruption leaves behind are
-// for a webhook that is gone, also when it is created again under its id, and nobody sees them.
+// deleteHook removes the record first: what is not there is not sent to. Then it removes the deliveries as they stood
+// before, as somebody may have created the webhook again under its id by now. Those that this or an interruption leaves
+// behind are for a webhook that is gone, and nobody sees them.
 func (a *Admin) deleteHook(ctx context.Context, in *hookPath) (*body[message], error) {
+	before, err := a.webhooks.deliveries.Last(ctx)
+	if err != nil {
+		return nil, err
+	}
 	if _, err := lookUp(ctx, a.webhooks.reg, "webhook", in.ID); err != nil {
 		// A client that repeats a deletion hears what it would have heard.
 		if deleted, derr := a.webhooks.reg.Deleted(ctx, in.ID); !deleted || derr != nil {
@@ -395,7 +405,7 @@ func (a *Admin) deleteHook(ctx context.Context, in *hookPath) (*body[message], e
 	} else if err := a.webhooks.reg.Delete(ctx, in.ID); err != nil {
 		return nil, err
 	}
-	if err := a.webhooks.deliveries.Forget(ctx, in.ID, "*"); err != nil {
+	if err := a.webhooks.deliveries.Forget(ctx, in.ID, "*", before); err != nil {
 		return nil, err
 	}
 	return &body[message]{message{"The webhook was deleted."}}, nil
@@ -405,19 +415,25 @@ func (a *Admin) deleteHook(ctx context.Context, in *hookPath) (*body[message], e
 const overlap = 24 * time.Hour
 
 func (a *Admin) rotateHook(ctx context.Context, in *hookPath) (*body[rotated], error) {
-	text, sealed, err := a.newHookSecret(in.ID)
+	sealed, err := a.newHookSecret(in.ID)
 	if err != nil {
 		return nil, err
 	}
+	op, _ := operationOf(ctx)
 	until := time.Now().UTC().Add(overlap)
-	_, err = a.changeHook(ctx, in.ID, func(w *store.Webhook) {
+	w, err := a.changeHook(ctx, in.ID, func(w *store.Webhook) error {
+		if op.id != "" && w.RotatedBy == op.id { // and died before it could answer
+			return store.ErrUnchanged
+		}
 		w.OldSecret, w.OldUntil = w.Secret, until
-		w.Secret = sealed
+		w.Secret, w.RotatedBy = sealed, op.id
+		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &body[rotated]{rotated{ID: in.ID, NewSecret: text}}, nil
+	text, err := a.hookSecret(w)
+	return &body[rotated]{rotated{ID: w.ID, NewSecret: text}}, err
 }
 
 func (a *Admin) testHook(ctx context.Context, in *hookPath) (*body[hookTest], error) {
@@ -453,13 +469,16 @@ func (a *Admin) listDeliveries(ctx context.Context, in *listDeliveries) (*body[[
 	if err != nil {
 		return nil, err
 	}
-	found, err := a.webhooks.deliveries.List(ctx, w.ID, in.Limit, func(d event.Delivery) bool {
-		return d.Life.Equal(w.CreatedAt) && (in.Status == "" || in.Status == string(d.State))
-	})
-	if err != nil {
-		return nil, err
+	newest := newestOf[event.Delivery]{limit: in.Limit, created: func(d event.Delivery) (time.Time, string) { return d.CreatedAt, d.ID }}
+	for d, err := range a.webhooks.deliveries.Of(ctx, w.ID) {
+		if err != nil {
+			return nil, err
+		}
+		if d.Life.Equal(w.CreatedAt) && (in.Status == "" || in.Status == string(d.State)) {
+			newest.add(d)
+		}
 	}
-	views, err := a.viewDeliveries(ctx, found...)
+	views, err := a.viewDeliveries(ctx, newest.sorted()...)
 	return &body[[]delivery]{views}, err
 }
 
@@ -503,6 +522,10 @@ func (a *Admin) getDelivery(ctx context.Context, in *deliveryPath) (*body[delive
 	if err != nil {
 		return nil, err
 	}
+	return a.answerDelivery(ctx, d)
+}
+
+func (a *Admin) answerDelivery(ctx context.Context, d event.Delivery) (*body[delivery], error) {
 	views, err := a.viewDeliveries(ctx, d)
 	if err != nil {
 		return nil, err
@@ -511,16 +534,20 @@ func (a *Admin) getDelivery(ctx context.Context, in *deliveryPath) (*body[delive
 }
 
 func (a *Admin) retryDelivery(ctx context.Context, in *deliveryPath) (*body[delivery], error) {
+	op, _ := operationOf(ctx)
 	for {
 		d, rev, err := a.delivery(ctx, in.ID)
 		if err != nil {
 			return nil, err
 		}
+		if op.id != "" && d.RetriedBy == op.id { // and died before it could answer
+			return a.answerDelivery(ctx, d)
+		}
 		if d.State != event.DeliveryFailed && d.State != event.DeliveryRetrying {
 			return nil, newProblem(http.StatusBadRequest, "webhook_delivery_not_retryable",
 				"The delivery is %s; only one that is failed or retrying can be sent again.", d.State).with("delivery_id", d.ID).with("status", d.State)
 		}
-		d.State, d.Tries, d.DueAt, d.EndedAt = event.DeliveryPending, 0, time.Time{}, time.Time{}
+		d.State, d.Tries, d.DueAt, d.EndedAt, d.RetriedBy = event.DeliveryPending, 0, time.Time{}, time.Time{}, op.id
 		_, err = a.webhooks.deliveries.Write(ctx, d, rev)
 		if errors.Is(err, bus.ErrConflict) { // its state has changed meanwhile, so look again
 			continue
@@ -528,10 +555,6 @@ func (a *Admin) retryDelivery(ctx context.Context, in *deliveryPath) (*body[deli
 		if err != nil {
 			return nil, err
 		}
-		views, err := a.viewDeliveries(ctx, d)
-		if err != nil {
-			return nil, err
-		}
-		return &body[delivery]{views[0]}, nil
+		return a.answerDelivery(ctx, d)
 	}
 }

@@ -67,8 +67,8 @@ func TestWebhookEvents(t *testing.T) {
 	}
 }
 
-// What the n8n trigger relies on (contract §5.2, §16.2): everything comes back as it was given, a key replays the webhook
-// with its secret while it lives and makes it anew under its id once it is gone.
+// What the n8n trigger relies on (contract §5.2, §16.2): everything comes back as it was given, a key replays the
+// webhook with its secret while it lives and makes it anew under its id once it is gone.
 func TestWebhookCreation(t *testing.T) {
 	w := newWorld(t)
 	const given = `{"name":"n","url":"` + hookURL + `","events":["export.ready","export.failed"],"index_ids":[],` +
@@ -121,6 +121,56 @@ func TestWebhookCreation(t *testing.T) {
 	}
 	create(given, map[string]string{"Idempotency-Key": "k\x7f"}).refused(422, "validation_error", "printable")
 	create(given, map[string]string{"Idempotency-Key": strings.Repeat("k", 2000)}).refused(422, "validation_error", "1024")
+}
+
+// died has the server forget what it answered to a request with an idempotency key, as one does that dies before it has
+// kept its answer.
+func (w *world) died(path, key string) {
+	w.t.Helper()
+	_, _, err := w.answers.Modify(w.t.Context(), event.DerivedID("op", "usr_1", "POST", base+path, key), func(a *store.Answer) error {
+		if a.Status == 0 {
+			w.t.Errorf("nothing is kept of %s", path)
+		}
+		*a = store.Answer{Request: a.Request, Attempt: "dead"}
+		return nil
+	})
+	must(w.t, err)
+}
+
+// What cannot be done twice is not done twice, also when the first who did it died before it could answer: receivers
+// still have the secret from before the rotation, and that is the one that signs beside the new one.
+func TestWebhookRepeated(t *testing.T) {
+	w := newWorld(t)
+	with := request{header: map[string]string{"Idempotency-Key": "k"}}
+	repeated := func(path string) (before, after answer) {
+		t.Helper()
+		before = w.do("POST", path, nil, with).want(200)
+		w.died(path, "k")
+		return before, w.do("POST", path, nil, with).want(200)
+	}
+	created := w.do("POST", "/webhooks", hookBody(fixture{})).want(201)
+	id := created.str("webhook_id")
+	before, after := repeated("/webhooks/" + id + "/rotate-secret")
+	if before.str("new_secret") != after.str("new_secret") || before.str("new_secret") == created.str("secret") {
+		t.Error("rotated twice")
+	}
+	stored, _, err := register[store.Webhook](w, topology.Webhooks).Get(t.Context(), id)
+	must(t, err)
+	keys, err := webhook.Secrets(w.keeper, stored, time.Now())
+	must(t, err)
+	if len(keys) != 2 || keys[0].Reveal() != after.str("new_secret") || keys[1].Reveal() != created.str("secret") {
+		t.Errorf("%d secrets sign, or not the new one and the one before", len(keys))
+	}
+	other := request{header: map[string]string{"Idempotency-Key": "another"}}
+	if again := w.do("POST", "/webhooks/"+id+"/rotate-secret", nil, other).want(200); again.str("new_secret") == after.str("new_secret") {
+		t.Error("another key did not rotate")
+	}
+
+	d := w.delivery(id, "evt_1", func(d *event.Delivery) { d.State, d.Attempts = event.DeliveryFailed, 3 })
+	if _, after = repeated("/webhooks/deliveries/" + d + "/retry"); after.str("status") != "pending" || after.at("attempts") != 3.0 {
+		t.Errorf("%s", after.raw)
+	}
+	w.do("POST", "/webhooks/deliveries/"+d+"/retry", nil, other).refused(400, "webhook_delivery_not_retryable", "pending")
 }
 
 // Two at once make one.

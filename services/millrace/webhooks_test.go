@@ -18,8 +18,8 @@ import (
 	"testing"
 )
 
-// TestWebhooksSurviveKill: what happens is told to a webhook, signed, also when everything dies between a request and the
-// note that it was made: then it is told again, as the same delivery (I10).
+// TestWebhooksSurviveKill: what happens is told to a webhook, signed, also when everything dies between a request and
+// the note that it was made: then it is told again, as the same delivery (I10).
 func TestWebhooksSurviveKill(t *testing.T) {
 	type told struct {
 		header http.Header

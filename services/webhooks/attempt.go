@@ -51,15 +51,11 @@ func (p policy) after(d event.Delivery, a webhook.Answer, now time.Time) (event.
 	return d, failed
 }
 
-// merge is after for a delivery that was changed while the attempt was under way, as when a person had it tried again: a
-// success counts, and a failure leaves the schedule as it is now.
+// merge is after for a delivery that was changed while the attempt was under way, as when a person had it tried again:
+// a success counts, and a failure leaves it where it stands now.
 func (p policy) merge(d event.Delivery, a webhook.Answer, now time.Time) event.Delivery {
-	if a.Delivered() || d.State.Final() {
-		state, ended := d.State, d.EndedAt
+	if a.Delivered() {
 		d, _ = p.after(d, a, now)
-		if !a.Delivered() {
-			d.State, d.EndedAt, d.DueAt = state, ended, time.Time{}
-		}
 		return d
 	}
 	d.Attempts++

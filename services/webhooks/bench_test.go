@@ -13,7 +13,8 @@ import (
 	"millrace/shared/event"
 )
 
-// BenchmarkDeliver tells events to a hundred webhooks of one receiver; see `millrace bench --only webhooks` for the figure.
+// BenchmarkDeliver tells events to a hundred webhooks of one receiver; see `millrace bench --only webhooks` for the
+// figure.
 func BenchmarkDeliver(b *testing.B) {
 	const hooks = 100
 	var got atomic.Int64

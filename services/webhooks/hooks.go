@@ -7,7 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 
 	"millrace/shared/service"
@@ -21,7 +20,6 @@ type hooks struct {
 	metrics      metrics
 	disableAfter int
 	reg          *store.Register[store.Webhook]
-	stream       jetstream.Stream // behind reg
 	ready        chan struct{}
 	wake         chan struct{} // signalled when dirty has something
 
@@ -35,8 +33,9 @@ type hooks struct {
 
 // book is what became of attempts at one webhook since it was written last.
 type book struct {
-	failures, exhausted int  // since the last success
-	succeeded, gone     bool // gone: the receiver said 410
+	life                time.Time // when the webhook was created: what happened to an earlier one says nothing of it
+	failures, exhausted int       // since the last success
+	succeeded, gone     bool      // gone: the receiver said 410
 	failureAt           time.Time
 	successAt           time.Time
 }
@@ -49,10 +48,7 @@ func newHooks(env service.Env, m metrics, disableAfter int) *hooks {
 }
 
 func (h *hooks) open(ctx context.Context) (err error) {
-	if h.reg, err = store.Open[store.Webhook](ctx, h.env.Bus, topology.Webhooks); err != nil {
-		return err
-	}
-	h.stream, err = h.env.Bus.JetStream().Stream(ctx, "KV_"+h.env.Bus.Bucket(topology.Webhooks))
+	h.reg, err = store.Open[store.Webhook](ctx, h.env.Bus, topology.Webhooks)
 	return err
 }
 
@@ -117,15 +113,15 @@ func (h *hooks) current(ctx context.Context) ([]*store.Webhook, error) {
 
 // catchUp returns when the watch has brought every change that was durable when it was called.
 func (h *hooks) catchUp(ctx context.Context) error {
-	info, err := h.stream.Info(ctx)
+	last, err := h.reg.Last(ctx)
 	if err != nil {
-		return fmt.Errorf("state of the webhooks: %w", err)
+		return err
 	}
 	for {
 		h.mu.Lock()
 		seen, moved := h.seen, h.moved
 		h.mu.Unlock()
-		if seen >= info.State.LastSeq {
+		if seen >= last {
 			return nil
 		}
 		select {
@@ -155,13 +151,19 @@ func (h *hooks) cached(id string) *store.Webhook {
 }
 
 // note takes down what came of an attempt at a webhook.
-func (h *hooks) note(id string, d outcome, at time.Time) {
+func (h *hooks) note(w *store.Webhook, d outcome, at time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	b := h.books[id]
+	b := h.books[w.ID]
+	switch {
+	case w.CreatedAt.Before(b.life):
+		return
+	case w.CreatedAt.After(b.life):
+		b = book{life: w.CreatedAt}
+	}
 	switch d {
 	case delivered:
-		b = book{succeeded: true, successAt: at, failureAt: b.failureAt}
+		b = book{life: b.life, succeeded: true, successAt: at, failureAt: b.failureAt}
 	case gone, exhausted:
 		b.exhausted++
 		fallthrough
@@ -170,7 +172,7 @@ func (h *hooks) note(id string, d outcome, at time.Time) {
 		b.failureAt = at
 	}
 	b.gone = b.gone || d == gone
-	h.books[id] = b
+	h.books[w.ID] = b
 }
 
 const (
@@ -180,25 +182,23 @@ const (
 	writers = 64
 )
 
-// keepBooks writes what was noted, until ctx ended and all is written. A crash costs a second of counting, nothing else.
-func (h *hooks) keepBooks(ctx context.Context) {
+// keepBooks writes what was noted, until the last attempt is over and all is written. A crash costs a second of
+// counting, nothing else.
+func (h *hooks) keepBooks(ctx context.Context, over <-chan struct{}) {
+	ctx = context.WithoutCancel(ctx)
 	tick := time.NewTicker(writeEvery)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
 			h.writeBooks(ctx)
-		case <-ctx.Done():
-			h.closeBooks(context.WithoutCancel(ctx))
+		case <-over:
+			ctx, cancel := context.WithTimeout(ctx, 2*writeEvery)
+			h.writeBooks(ctx)
+			cancel()
 			return
 		}
 	}
-}
-
-func (h *hooks) closeBooks(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, 2*writeEvery)
-	defer cancel()
-	h.writeBooks(ctx)
 }
 
 func (h *hooks) writeBooks(ctx context.Context) {
@@ -210,36 +210,29 @@ func (h *hooks) writeBooks(ctx context.Context) {
 	g.SetLimit(writers)
 	for id, b := range books {
 		g.Go(func() error {
-			if err := h.write(ctx, id, b); err != nil && ctx.Err() == nil {
-				h.env.Log.Warn("writing how a webhook is doing; what it failed is not counted", "webhook_id", id, "error", err)
-			}
+			h.write(ctx, id, b)
 			return nil
 		})
 	}
 	_ = g.Wait()
 }
 
-// settle writes at once what was noted of one webhook, and returns when it counts.
+// settle writes at once what was noted of one webhook, and returns when it counts, or when ctx ends.
 func (h *hooks) settle(ctx context.Context, id string) {
 	h.mu.Lock()
 	b := h.books[id]
 	delete(h.books, id)
 	h.mu.Unlock()
-	err := h.write(ctx, id, b)
-	if err == nil {
-		err = h.catchUp(ctx)
-	}
-	if err != nil {
-		h.env.Log.Warn("writing how a webhook is doing; what it failed is not counted", "webhook_id", id, "error", err)
-	}
+	h.write(context.WithoutCancel(ctx), id, b)
+	_ = h.catchUp(ctx) // if that fails, another attempt or two hear the same
 }
 
 // write brings the record of a webhook up to its book, and disables it when that is due.
-func (h *hooks) write(ctx context.Context, id string, b book) error {
+func (h *hooks) write(ctx context.Context, id string, b book) {
 	disabled := ""
 	_, _, err := h.reg.Modify(ctx, id, func(w *store.Webhook) error {
 		disabled = ""
-		if w.ID == "" {
+		if w.ID == "" || !w.CreatedAt.Equal(b.life) {
 			return store.ErrUnchanged
 		}
 		if b.succeeded {
@@ -263,11 +256,13 @@ func (h *hooks) write(ctx context.Context, id string, b book) error {
 		}
 		return nil
 	})
-	if err == nil && disabled != "" {
+	switch {
+	case err != nil:
+		h.env.Log.Warn("writing how a webhook is doing; what it failed is not counted", "webhook_id", id, "error", err)
+	case disabled != "":
 		h.metrics.disabled.Inc()
 		h.env.Log.Warn("webhook disabled", "webhook_id", id, "reason", disabled)
 	}
-	return err
 }
 
 func later(a, b time.Time) time.Time {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,14 +20,11 @@ import (
 
 // tell makes deliveries of a batch of events. An event that comes again finds its deliveries made.
 func (s *Webhooks) tell(ctx context.Context, batch []*bus.Delivery) []error {
-	errs := make([]error, len(batch))
 	hooks, err := s.hooks.current(ctx)
 	if err != nil {
-		for i := range errs {
-			errs[i] = err
-		}
-		return errs
+		return slices.Repeat([]error{err}, len(batch))
 	}
+	errs := make([]error, len(batch))
 	var g errgroup.Group
 	g.SetLimit(fanOut)
 	for i, m := range batch {
@@ -40,22 +38,10 @@ func (s *Webhooks) tell(ctx context.Context, batch []*bus.Delivery) []error {
 	return errs
 }
 
-// known are the events that there are webhooks for.
-var known = func() map[event.Type]bool {
-	m := make(map[event.Type]bool)
-	for _, name := range webhook.Events() {
-		m[event.Type(name)] = true
-	}
-	return m
-}()
-
 func (s *Webhooks) tellOf(ctx context.Context, m *bus.Delivery, hooks []*store.Webhook) error {
 	e, err := bus.ReadEvent(m)
 	if err != nil {
 		return err
-	}
-	if !known[e.Type] {
-		return nil
 	}
 	now := time.Now().UTC()
 	var ds []event.Delivery
@@ -85,8 +71,8 @@ func (s *Webhooks) tellOf(ctx context.Context, m *bus.Delivery, hooks []*store.W
 	return nil
 }
 
-// data is what receivers are told of an event (contract §16.4): its ids, and what a look at the thing would show first.
-// What is kept on the bus under names of our own is told under those of the API.
+// data is what receivers are told of an event (contract §16.4): its ids, and what a look at the thing would show first,
+// under the names of the API.
 func (s *Webhooks) data(ctx context.Context, e event.Event) (any, error) {
 	switch kind, what, _ := strings.Cut(string(e.Type), "."); kind {
 	case "import_job":

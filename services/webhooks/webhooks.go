@@ -9,11 +9,13 @@
 //	                            ├──▶ retrying, due after the next pause of the schedule
 //	                            └──▶ failed: the schedule is at its end, or the receiver said 410
 //
-// The id of a delivery is a function of webhook and event, and its record is asked before each attempt and written after
-// it, so a crash at any line repeats an attempt at most. Any number of processes may make deliveries; one at a time sends.
+// The id of a delivery is a function of webhook and event, and its record is asked before each attempt (but the first,
+// of which its stream has just told) and written after it, so a crash at any line repeats an attempt at most. Any
+// number of processes may make deliveries; one at a time sends.
 package webhooks
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -49,14 +51,15 @@ type Config struct {
 	Concurrency int
 	// DisableAfter is how many deliveries in a row are given up before a webhook is disabled. Default 20.
 	DisableAfter int
-	// MaxWait is how long a delivery waits for a webhook that is paused or disabled before it is given up. Default 7 days.
+	// MaxWait is how long a delivery waits for a webhook that is paused or disabled before it is given up. Default 7
+	// days.
 	MaxWait time.Duration
 	// Roots are the authorities that receivers' certificates are held against. Default: the system's.
 	Roots *x509.CertPool
 }
 
-// DefaultSchedule is nearly three days, so that a receiver may be down over a weekend. The contract recommends its first
-// six pauses; the others cost a delivery three requests more.
+// DefaultSchedule is nearly three days, so that a receiver may be down over a weekend. The contract recommends its
+// first six pauses; the others cost a delivery three requests more.
 func DefaultSchedule() []time.Duration {
 	return []time.Duration{
 		10 * time.Second, time.Minute, 5 * time.Minute, 30 * time.Minute, 2 * time.Hour, 6 * time.Hour,
@@ -68,22 +71,12 @@ func (c *Config) setDefaults() {
 	if c.Schedule == nil {
 		c.Schedule = DefaultSchedule()
 	}
-	for _, d := range []struct {
-		field *time.Duration
-		def   time.Duration
-	}{{&c.MaxRetryAfter, 24 * time.Hour}, {&c.Timeout, webhook.Timeout}, {&c.MaxWait, 7 * 24 * time.Hour}} {
-		if *d.field == 0 {
-			*d.field = d.def
-		}
-	}
-	for _, n := range []struct {
-		field *int
-		def   int
-	}{{&c.PerWebhook, 8}, {&c.Concurrency, 1024}, {&c.DisableAfter, 20}} {
-		if *n.field == 0 {
-			*n.field = n.def
-		}
-	}
+	c.MaxRetryAfter = cmp.Or(c.MaxRetryAfter, 24*time.Hour)
+	c.Timeout = cmp.Or(c.Timeout, webhook.Timeout)
+	c.PerWebhook = cmp.Or(c.PerWebhook, 8)
+	c.Concurrency = cmp.Or(c.Concurrency, 1024)
+	c.DisableAfter = cmp.Or(c.DisableAfter, 20)
+	c.MaxWait = cmp.Or(c.MaxWait, 7*24*time.Hour)
 }
 
 // Validate reports everything that is wrong.
@@ -158,7 +151,8 @@ func (s *Webhooks) Run(ctx context.Context) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.hooks.follow(ctx) })
-	g.Go(func() error { s.hooks.keepBooks(ctx); return nil })
+	over := make(chan struct{}) // the last attempt
+	g.Go(func() error { s.hooks.keepBooks(ctx, over); return nil })
 	g.Go(func() error {
 		if !s.hooks.wait(ctx) {
 			return nil
@@ -166,6 +160,7 @@ func (s *Webhooks) Run(ctx context.Context) error {
 		return s.env.Bus.ConsumeBatch(ctx, topology.WebhooksEvents, bus.Options{Batch: 8 * fanOut}, s.tell)
 	})
 	g.Go(func() error {
+		defer close(over)
 		if s.hooks.wait(ctx) {
 			s.sender.run(ctx, leases)
 		}

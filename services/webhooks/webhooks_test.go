@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"millrace/services/webhooks"
@@ -42,6 +43,7 @@ type world struct {
 	jobs       *store.Register[store.Job]
 	runs       *store.Register[store.Run]
 	documents  *store.Documents
+	service    service.Service
 	stop       func()
 }
 
@@ -80,7 +82,32 @@ func (w *world) start() {
 	env.Metrics = prometheus.NewRegistry()
 	s, err := webhooks.New(w.cfg, env, w.keeper)
 	w.must(err)
-	w.stop = servicetest.Run(w, s)
+	w.service, w.stop = s, servicetest.Run(w, s)
+}
+
+// stopping tells the service to stop and returns when it has heard that; stopped waits until it has, which must not take
+// long.
+func (w *world) stopping() (stopped func()) {
+	w.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		w.stop()
+	}()
+	servicetest.Eventually(w, "the service takes no more events", func() error {
+		if w.service.Ready() == nil {
+			return errors.New("it does")
+		}
+		return nil
+	})
+	return func() {
+		w.Helper()
+		select {
+		case <-done:
+		case <-time.After(15 * time.Second):
+			w.Fatal("it does not stop")
+		}
+	}
 }
 
 const signingSecret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -174,9 +201,33 @@ func (rc *receiver) requests() []request {
 	return append([]request(nil), rc.got...)
 }
 
+// want returns all requests, of which there must be n.
+func (rc *receiver) want(t testing.TB, n int) []request {
+	t.Helper()
+	got := rc.requests()
+	if len(got) != n {
+		t.Fatalf("%d requests, want %d", len(got), n)
+	}
+	return got
+}
+
 func status(code int) func(int, http.ResponseWriter, *http.Request) {
 	return func(_ int, rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(code) }
 }
+
+// ailing is a receiver that fails as fail says, until it is healed.
+func ailing(t testing.TB, fail http.HandlerFunc) (rc *receiver, heal func()) {
+	t.Helper()
+	var healed atomic.Bool
+	rc = receive(t, func(_ int, rw http.ResponseWriter, r *http.Request) {
+		if !healed.Load() {
+			fail(rw, r)
+		}
+	})
+	return rc, func() { healed.Store(true) }
+}
+
+func ill(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(http.StatusInternalServerError) }
 
 // signed checks the signature over the raw bytes, with nothing of ours.
 func signed(t testing.TB, r request, key string) {
@@ -215,11 +266,7 @@ func TestDelivered(t *testing.T) {
 	if d.Attempts != 1 || d.Code != 200 || d.EndedAt.IsZero() || !d.DueAt.IsZero() || d.Error != "" {
 		t.Errorf("%+v", d)
 	}
-	got := rc.requests()
-	if len(got) != 1 {
-		t.Fatalf("%d requests", len(got))
-	}
-	r := got[0]
+	r := rc.want(t, 1)[0]
 	signed(t, r, signingSecret)
 	for name, want := range map[string]string{"X-Webhook-Id": all.ID, "X-Delivery-Id": d.ID, "Idempotency-Key": id, "X-Event-Type": "import_job.partial_completed"} {
 		if r.header.Get(name) != want {
@@ -272,9 +319,7 @@ func TestKinds(t *testing.T) {
 			t.Errorf("%s\n got %s\nwant %s", env.Event, env.Data, want)
 		}
 	}
-	if n := len(rc.requests()); n != 5 {
-		t.Errorf("%d requests", n)
-	}
+	rc.want(t, 5)
 	// What is no event is buried, and nothing stands still because of it.
 	_, err := w.env.Bus.Publish(t.Context(), bus.Message{Subject: w.env.Bus.Subject("event", "export.ready", "idx_1", "exp_2"), Data: []byte(`"x"`)})
 	w.must(err)
@@ -311,10 +356,10 @@ func TestRetried(t *testing.T) {
 	h := w.hook("h", rc.URL)
 	id := w.job("job_1")
 	d := w.stands(h, id, event.DeliveryDelivered)
-	got := rc.requests()
-	if d.Attempts != 3 || len(got) != 3 {
-		t.Fatalf("%d attempts, %d requests", d.Attempts, len(got))
+	if d.Attempts != 3 {
+		t.Errorf("%d attempts", d.Attempts)
 	}
+	got := rc.want(t, 3)
 	seen := make(map[string]bool)
 	for _, r := range got {
 		signed(t, r, signingSecret)
@@ -334,12 +379,9 @@ func TestRetried(t *testing.T) {
 // At the end of the schedule a delivery is given up, which is recorded; a person can have it tried again, all over.
 func TestGivenUp(t *testing.T) {
 	t.Parallel()
-	var healed atomic.Bool
-	rc := receive(t, func(_ int, rw http.ResponseWriter, _ *http.Request) {
-		if !healed.Load() {
-			rw.WriteHeader(http.StatusInternalServerError)
-			_, _ = io.WriteString(rw, strings.Repeat("no ", 10000))
-		}
+	rc, heal := ailing(t, func(rw http.ResponseWriter, r *http.Request) {
+		ill(rw, r)
+		_, _ = io.WriteString(rw, strings.Repeat("no ", 10000))
 	})
 	w := newWorld(t)
 	w.start()
@@ -352,7 +394,7 @@ func TestGivenUp(t *testing.T) {
 	w.record(h, "failures are counted", func(h store.Webhook) bool {
 		return h.Failures == 4 && h.Exhausted == 1 && h.Status == store.WebhookActive
 	})
-	healed.Store(true)
+	heal()
 	w.retry(d.ID)
 	if d = w.stands(h, id, event.DeliveryDelivered); d.Attempts != len(soon)+2 {
 		t.Errorf("%d attempts", d.Attempts)
@@ -392,9 +434,18 @@ func TestDisabled(t *testing.T) {
 			t.Errorf("an event was kept for a disabled webhook: %v", err)
 		}
 	}
-	if n, m := len(gone.requests()), len(broken.requests()); n != 1 || m != 6 {
-		t.Errorf("%d and %d requests", n, m)
-	}
+	gone.want(t, 1)
+	broken.want(t, 6)
+}
+
+// set changes the status of a webhook, as the API does.
+func (w *world) set(h store.Webhook, status string) {
+	w.Helper()
+	_, _, err := w.reg.Modify(w.Context(), h.ID, func(h *store.Webhook) error {
+		h.SetStatus(status, time.Now().UTC())
+		return nil
+	})
+	w.must(err)
 }
 
 // settled waits until all events so far have been looked at.
@@ -416,27 +467,14 @@ func (w *world) settled() {
 // What is queued waits while a webhook is paused; what happens meanwhile is not for it.
 func TestPaused(t *testing.T) {
 	t.Parallel()
-	var healed atomic.Bool
-	rc := receive(t, func(_ int, rw http.ResponseWriter, _ *http.Request) {
-		if !healed.Load() {
-			rw.WriteHeader(http.StatusInternalServerError)
-		}
-	})
+	rc, heal := ailing(t, ill)
 	w := newWorld(t, func(c *webhooks.Config) { c.Schedule = []time.Duration{200 * time.Millisecond, time.Hour} })
 	w.start()
 	h := w.hook("h", rc.URL)
 	before := w.job("job_1")
 	w.stands(h, before, event.DeliveryRetrying)
 	clock := w.hook("clock", receive(t, status(http.StatusInternalServerError)).URL) // is retried a little later than h would be
-	set := func(status string) {
-		t.Helper()
-		_, _, err := w.reg.Modify(t.Context(), h.ID, func(h *store.Webhook) error {
-			h.SetStatus(status, time.Now().UTC())
-			return nil
-		})
-		w.must(err)
-	}
-	set(store.WebhookPaused)
+	w.set(h, store.WebhookPaused)
 	requests := len(rc.requests())
 	during := w.job("job_2")
 	w.settled()
@@ -450,8 +488,8 @@ func TestPaused(t *testing.T) {
 	if n := len(rc.requests()); n > requests+1 {
 		t.Errorf("%d requests during a pause", n-requests)
 	}
-	healed.Store(true)
-	set(store.WebhookActive)
+	heal()
+	w.set(h, store.WebhookActive)
 	w.stands(h, before, event.DeliveryDelivered)
 	after := w.job("job_3")
 	w.stands(h, after, event.DeliveryDelivered)
@@ -467,30 +505,21 @@ func TestWaitedTooLong(t *testing.T) {
 	w := newWorld(t, func(c *webhooks.Config) { c.Schedule, c.MaxWait = soon, time.Second })
 	h := w.hook("h", rc.URL)
 	id := w.job("job_1") // before the pause, so it is for the webhook
-	_, _, err := w.reg.Modify(t.Context(), h.ID, func(h *store.Webhook) error {
-		h.SetStatus(store.WebhookPaused, time.Now().UTC())
-		return nil
-	})
-	w.must(err)
+	w.set(h, store.WebhookPaused)
 	w.start()
 	if d := w.stands(h, id, event.DeliveryFailed); d.Attempts != 0 || !strings.Contains(d.Error, "paused for longer than 1s") {
 		t.Errorf("%+v", d)
 	}
-	if n := len(rc.requests()); n != 0 {
-		t.Errorf("%d requests", n)
-	}
+	rc.want(t, 0)
 }
 
 // The schedule is on the broker: a service that is stopped between attempts, however it ends, changes nothing, and
 // deliveries that were made before the start are sent.
 func TestRestart(t *testing.T) {
 	t.Parallel()
-	var healed atomic.Bool
-	rc := receive(t, func(_ int, rw http.ResponseWriter, _ *http.Request) {
-		if !healed.Load() {
-			rw.Header().Set("Retry-After", "3")
-			rw.WriteHeader(http.StatusServiceUnavailable)
-		}
+	rc, heal := ailing(t, func(rw http.ResponseWriter, _ *http.Request) {
+		rw.Header().Set("Retry-After", "3")
+		rw.WriteHeader(http.StatusServiceUnavailable)
 	})
 	w := newWorld(t, func(c *webhooks.Config) { c.Schedule = []time.Duration{time.Millisecond} })
 	w.start()
@@ -502,7 +531,7 @@ func TestRestart(t *testing.T) {
 	}
 	w.stop()
 	later := w.job("job_2") // while nobody is there
-	healed.Store(true)
+	heal()
 	w.start()
 	w.stands(h, later, event.DeliveryDelivered)
 	if now, _, err := w.deliveries.Get(t.Context(), d.ID); err != nil || !now.DueAt.Equal(d.DueAt) || now.Attempts != 1 {
@@ -527,9 +556,7 @@ func TestTwice(t *testing.T) {
 	w.job("job_1")
 	w.stands(late, id, event.DeliveryDelivered) // as if the crash had come between two deliveries
 	w.settled()
-	if n := len(rc.requests()); n != 2 {
-		t.Errorf("%d requests", n)
-	}
+	rc.want(t, 2)
 }
 
 // A receiver that answers nothing, or never stops answering, holds up nobody but itself.
@@ -569,7 +596,6 @@ func TestSlowReceiver(t *testing.T) {
 		w.stands(f, id, event.DeliveryDelivered)
 	}
 	if took := time.Since(start); took > 15*time.Second { // before the first time-out
-
 		t.Errorf("the fast receiver had all after %s", took)
 	}
 	if n := most.Load(); n > 5 { // one that was hung up on may not know yet
@@ -597,20 +623,13 @@ func TestPrivateAddress(t *testing.T) {
 			t.Errorf("%s: %+v", h.URL, d)
 		}
 	}
-	if n := len(rc.requests()); n != 0 {
-		t.Errorf("%d requests arrived", n)
-	}
+	rc.want(t, 0)
 }
 
 // A new secret signs from now on, what is queued as well; the old one signs beside it for a while.
 func TestRotation(t *testing.T) {
 	t.Parallel()
-	var healed atomic.Bool
-	rc := receive(t, func(_ int, rw http.ResponseWriter, _ *http.Request) {
-		if !healed.Load() {
-			rw.WriteHeader(http.StatusInternalServerError)
-		}
-	})
+	rc, heal := ailing(t, ill)
 	w := newWorld(t, func(c *webhooks.Config) { c.Schedule = []time.Duration{time.Hour} })
 	w.start()
 	h := w.hook("h", rc.URL)
@@ -619,15 +638,12 @@ func TestRotation(t *testing.T) {
 	fresh := webhook.NewSecret()
 	sealed, err := w.keeper.Seal([]byte(fresh.Reveal()), webhook.SecretAAD(h.ID))
 	w.must(err)
-	rotate := func(until time.Time) {
-		_, _, err = w.reg.Modify(t.Context(), h.ID, func(h *store.Webhook) error {
-			h.OldSecret, h.Secret, h.OldUntil = h.Secret, sealed, until
-			return nil
-		})
-		w.must(err)
-	}
-	rotate(time.Now().Add(time.Hour))
-	healed.Store(true)
+	_, _, err = w.reg.Modify(t.Context(), h.ID, func(h *store.Webhook) error {
+		h.OldSecret, h.Secret, h.OldUntil = h.Secret, sealed, time.Now().Add(time.Hour)
+		return nil
+	})
+	w.must(err)
+	heal()
 	next := w.job("job_2") // behind the rotation in every order
 	w.stands(h, next, event.DeliveryDelivered)
 	w.retry(d.ID)
@@ -642,6 +658,105 @@ func TestRotation(t *testing.T) {
 	}
 	if n := len(strings.Fields(got[0].header.Get("webhook-signature"))); n != 1 {
 		t.Errorf("%d signatures before", n)
+	}
+}
+
+// What answers while the service stops counts: the delivery, how the webhook is doing, and that it is gone.
+func TestAnsweredWhileStopping(t *testing.T) {
+	t.Parallel()
+	asked, answer := make(chan struct{}, 2), make(chan struct{})
+	late := func(code int) func(int, http.ResponseWriter, *http.Request) {
+		return func(_ int, rw http.ResponseWriter, _ *http.Request) {
+			asked <- struct{}{}
+			<-answer
+			rw.WriteHeader(code)
+		}
+	}
+	gone, broken := receive(t, late(410)), receive(t, late(500))
+	w := newWorld(t, func(c *webhooks.Config) { c.Schedule = []time.Duration{time.Hour} })
+	w.start()
+	g, b := w.hook("gone", gone.URL), w.hook("broken", broken.URL)
+	id := w.job("job_1")
+	<-asked
+	<-asked
+	stopped := w.stopping()
+	close(answer)
+	stopped()
+	w.stands(g, id, event.DeliveryFailed)
+	w.stands(b, id, event.DeliveryRetrying)
+	for h, ok := range map[string]func(store.Webhook) bool{
+		g.ID: func(h store.Webhook) bool { return h.Status == store.WebhookDisabled && h.Failures == 1 },
+		b.ID: func(h store.Webhook) bool { return h.Status == store.WebhookActive && h.Failures == 1 },
+	} {
+		now, _, err := w.reg.Get(t.Context(), h)
+		w.must(err)
+		if !ok(now) {
+			t.Errorf("%s is %s after %d failures", now.Name, now.Status, now.Failures)
+		}
+	}
+}
+
+// A broker that takes nothing does not hold up the end of the service. What came of the attempt is lost then, and the
+// attempt is made again.
+func TestStopsWithoutBroker(t *testing.T) {
+	t.Parallel()
+	asked, answer := make(chan struct{}, 2), make(chan struct{})
+	rc := receive(t, func(_ int, _ http.ResponseWriter, _ *http.Request) {
+		asked <- struct{}{}
+		<-answer
+	})
+	w := newWorld(t)
+	w.start()
+	h := w.hook("h", rc.URL)
+	id := w.job("job_1")
+	<-asked
+	full := func(is bool) {
+		t.Helper()
+		s, err := w.env.Bus.JetStream().Stream(t.Context(), w.env.Bus.Stream(topology.Deliveries))
+		w.must(err)
+		cfg := s.CachedInfo().Config
+		cfg.Discard, cfg.DiscardNewPerSubject = jetstream.DiscardOld, is
+		if is {
+			cfg.Discard = jetstream.DiscardNew
+		}
+		_, err = w.env.Bus.JetStream().UpdateStream(t.Context(), cfg)
+		w.must(err)
+	}
+	full(true)
+	stopped := w.stopping()
+	close(answer)
+	stopped()
+	w.stands(h, id, event.DeliveryPending)
+	full(false)
+	w.start()
+	if d := w.stands(h, id, event.DeliveryDelivered); d.Attempts != 1 {
+		t.Errorf("%+v", d)
+	}
+	rc.want(t, 2)
+}
+
+// What the receiver of a webhook that was deleted says is nothing to the one that has its id now.
+func TestEarlierLife(t *testing.T) {
+	t.Parallel()
+	asked, answer := make(chan struct{}, 1), make(chan struct{})
+	former := receive(t, func(_ int, rw http.ResponseWriter, _ *http.Request) {
+		asked <- struct{}{}
+		<-answer
+		rw.WriteHeader(http.StatusGone)
+	})
+	w := newWorld(t, func(c *webhooks.Config) { c.PerWebhook = 1 }) // so the next attempt shows that this one is over
+	w.start()
+	w.hook("h", former.URL)
+	w.job("job_1")
+	<-asked
+	w.must(w.reg.Delete(t.Context(), event.WebhookOfKey("test", "h")))
+	h := w.hook("h", receive(t, status(200)).URL)
+	id := w.job("job_2")
+	w.settled()
+	close(answer)
+	w.stands(h, id, event.DeliveryDelivered)
+	if now, _, err := w.reg.Get(t.Context(), h.ID); err != nil || now.Status != store.WebhookActive || now.Failures != 0 {
+		t.Errorf("%s after %d failures, %v", now.Status, now.Failures, err)
 	}
 }
 
@@ -664,9 +779,7 @@ func TestDeleted(t *testing.T) {
 		}
 		return fmt.Errorf("still there: %w", err)
 	})
-	if n := len(reborn.requests()); n != 0 {
-		t.Errorf("%d requests to the new one", n)
-	}
+	reborn.want(t, 0)
 }
 
 // The webhook's secret is nowhere but in its record, and sealed there.

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -96,13 +97,10 @@ func (g *Guard) CheckURL(raw string) (*url.URL, error) {
 	return u, nil
 }
 
-func (g *Guard) allows(a netip.Addr) bool {
-	for _, p := range g.nets {
-		if p.Contains(a) {
-			return true
-		}
-	}
-	return false
+func (g *Guard) allows(a netip.Addr) bool { return within(a, g.nets) }
+
+func within(a netip.Addr, nets []netip.Prefix) bool {
+	return slices.ContainsFunc(nets, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // special are the networks that no request of somebody else's making should reach: this machine, private and shared
@@ -131,11 +129,7 @@ func (g *Guard) check(a netip.Addr) error {
 	if g.allows(a) {
 		return nil
 	}
-	bad := a.Is6() && !globalIPv6.Contains(a)
-	for _, p := range special {
-		bad = bad || p.Contains(a)
-	}
-	if bad {
+	if a.Is6() && !globalIPv6.Contains(a) || within(a, special) {
 		return fmt.Errorf("%w: %s is not a public address", ErrRefused, a)
 	}
 	return nil

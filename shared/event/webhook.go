@@ -21,8 +21,8 @@ const (
 // Final reports whether nothing more is sent.
 func (s DeliveryState) Final() bool { return s == DeliveryDelivered || s == DeliveryFailed }
 
-// Delivery is the delivery of one event to one webhook, and its log. What is sent is the envelope (a message of its own,
-// the same for all webhooks) and Metadata.
+// Delivery is the delivery of one event to one webhook, and its log. What is sent is the envelope (a message of its
+// own, the same for all webhooks) and Metadata.
 type Delivery struct {
 	ID      string `json:"delivery_id"`
 	Webhook string `json:"webhook_id"`
@@ -40,7 +40,8 @@ type Delivery struct {
 	Code      int             `json:"response_status_code,omitempty"` // HTTP status of the last attempt
 	Body      string          `json:"response_body,omitempty"`        // the beginning of what it brought
 	Error     string          `json:"error_message,omitempty"`
-	Metadata  json.RawMessage `json:"metadata,omitempty"` // of the webhook when the event happened
+	RetriedBy string          `json:"retried_by,omitempty"` // operation by which a person had it tried again last
+	Metadata  json.RawMessage `json:"metadata,omitempty"`   // of the webhook when the event happened
 }
 
 // Envelope is what the deliveries of an event say, but for the metadata of the webhook that each goes to.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"time"
@@ -34,7 +35,9 @@ type Webhook struct {
 	// OldSecret is what Secret was before it was rotated. Until OldUntil deliveries are signed with both.
 	OldSecret string    `json:"old_secret,omitempty"`
 	OldUntil  time.Time `json:"old_until,omitzero"`
-	Request   string    `json:"request,omitempty"` // digest of the request that created it by key
+	// RotatedBy is the operation that rotated it last, when it had an id: a repetition of it has succeeded.
+	RotatedBy string `json:"rotated_by,omitempty"`
+	Request   string `json:"request,omitempty"` // digest of the request that created it by key
 	// Since is from when on events are for it, and Until up to when, zero while it is active: those of a pause are not.
 	Since time.Time `json:"since"`
 	Until time.Time `json:"until,omitzero"`
@@ -182,31 +185,32 @@ func (s *Deliveries) Envelopes(ctx context.Context, eventIDs ...string) (map[str
 	return found, nil
 }
 
-// List returns the deliveries of a webhook that keep lets through, the newest first, up to limit.
-func (s *Deliveries) List(ctx context.Context, webhook string, limit int, keep func(event.Delivery) bool) ([]event.Delivery, error) {
-	newest := func(x, y event.Delivery) int { return y.CreatedAt.Compare(x.CreatedAt) }
-	found := make([]event.Delivery, 0, limit)
-	for m, err := range s.bus.Scan(ctx, topology.Deliveries, s.Subject(webhook, "*"), 0) {
-		if err != nil {
-			return nil, err
-		}
-		d, err := ReadDelivery(m.Data)
-		if err != nil {
-			return nil, err
-		}
-		if !keep(d) {
-			continue
-		}
-		if found = append(found, d); len(found) >= 2*limit+100 { // so that memory does not grow with the log
-			slices.SortStableFunc(found, newest)
-			found = found[:limit]
+// Of yields the deliveries of a webhook, and of those that had its id before, oldest write first. One that is written
+// meanwhile may come twice, or not at all.
+func (s *Deliveries) Of(ctx context.Context, webhook string) iter.Seq2[event.Delivery, error] {
+	return func(yield func(event.Delivery, error) bool) {
+		for m, err := range s.bus.Scan(ctx, topology.Deliveries, s.Subject(webhook, "*"), 0) {
+			var d event.Delivery
+			if err == nil {
+				d, err = ReadDelivery(m.Data)
+			}
+			if !yield(d, err) || err != nil {
+				return
+			}
 		}
 	}
-	slices.SortStableFunc(found, newest)
-	return found[:min(limit, len(found))], nil
 }
 
-// Forget removes a delivery, or with "*" all deliveries of a webhook.
-func (s *Deliveries) Forget(ctx context.Context, webhook, delivery string) error {
-	return s.bus.Purge(ctx, topology.Deliveries, s.Subject(webhook, delivery), 0)
+// Last returns the revision of the newest write of all, 0 when there was none.
+func (s *Deliveries) Last(ctx context.Context) (Revision, error) {
+	state, err := s.bus.State(ctx, topology.Deliveries)
+	return state.LastSeq, err
+}
+
+// Forget removes a delivery, or with "*" all deliveries of a webhook, unless it was written after revision upTo.
+func (s *Deliveries) Forget(ctx context.Context, webhook, delivery string, upTo Revision) error {
+	if upTo == 0 { // to Purge: all
+		return nil
+	}
+	return s.bus.Purge(ctx, topology.Deliveries, s.Subject(webhook, delivery), upTo)
 }
