@@ -124,12 +124,12 @@ func (f jobFile) cells() []string {
 
 // write makes the export. Memory stays constant, but for the ids of the runs of an index.
 func (e *Exporter) write(ctx context.Context, w io.Writer, x store.Export) error {
+	if x.Type == event.ExportOfJob {
+		return e.writeJob(ctx, w, x)
+	}
 	runs, err := e.runsOf(ctx, x)
 	if err != nil {
 		return err
-	}
-	if x.Type == event.ExportOfJob {
-		return e.writeJob(ctx, w, x)
 	}
 	f := newFormat(w, x, "runs", "results", resultColumns)
 	for _, id := range runs {
@@ -164,7 +164,7 @@ func (e *Exporter) runsOf(ctx context.Context, x store.Export) ([]string, error)
 	case x.Type == event.ExportOfRun:
 		return []string{x.Target}, nil
 	case x.Type != event.ExportOfIndex:
-		return nil, nil
+		return nil, bus.Poison(fmt.Errorf("an export of type %q is not known here", x.Type))
 	case len(x.Runs) > 0:
 		return x.Runs, nil
 	}
@@ -199,9 +199,16 @@ func headOf(r store.Run) runHead {
 // joinChunk is how many media are looked up at a time. Their results are in memory together, up to a megabyte each.
 const joinChunk = 100
 
-// results yields what a run says about each of its media, in the order of its list.
+// results yields what a run says about each of its media, in the order of its list. A run that ended before it had one,
+// because it was cancelled or could not be made, says nothing; one that is still being made is worth another attempt.
 func (e *Exporter) results(ctx context.Context, run store.Run) iter.Seq2[result, error] {
 	return func(yield func(result, error) bool) {
+		if run.Media == "" {
+			if !run.Status.Terminal() {
+				yield(result{}, fmt.Errorf("the media of the prompt run %s are not listed yet", run.ID))
+			}
+			return
+		}
 		chunk := make([]event.RunMedium, 0, joinChunk)
 		flush := func() bool {
 			joined, err := e.join(ctx, run, chunk)

@@ -363,6 +363,28 @@ func TestContent(t *testing.T) {
 	}
 }
 
+// A run that was cancelled before its media were listed has no results, and does not stand in the way of the others on its
+// index. One whose list is being made is waited for.
+func TestRunWithoutList(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.run("run_1", 2)
+	unlisted := func(status store.RunStatus) func(*store.Run) {
+		return func(r *store.Run) { r.Media, r.Status = "", status }
+	}
+	w.run("run_cancelled", 0, unlisted(store.RunCancelled))
+	w.start()
+	x := w.completed(w.ask(event.ExportRequested{Type: event.ExportOfIndex, Target: index, Format: event.FormatLines}).ID)
+	if n := bytes.Count(w.content(x), []byte("\n")); n != 2 || x.Attempts != 1 {
+		t.Errorf("%d results after %d attempts", n, x.Attempts)
+	}
+	w.run("run_new", 0, unlisted(store.RunPending))
+	x = w.ended(w.ask(event.ExportRequested{Type: event.ExportOfRun, Target: "run_new"}).ID)
+	if x.Status != store.ExportFailed || x.Attempts != MaxAttempts || !strings.Contains(x.LastError, "run_new are not listed yet") {
+		t.Errorf("%+v", x)
+	}
+}
+
 // The columns of a table are the members of the rows, in their order.
 func TestColumns(t *testing.T) {
 	t.Parallel()
