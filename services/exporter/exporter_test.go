@@ -556,7 +556,7 @@ func TestBucket(t *testing.T) {
 	}
 }
 
-// An attempt that kills its process counts; one that is ended by a shutdown does not.
+// An attempt that kills its process counts, and nothing of it stays; one that is ended by a shutdown does not count.
 func TestAttempts(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -568,6 +568,8 @@ func TestAttempts(t *testing.T) {
 		_, err := dying.begin(t.Context(), event.ExportRequested{Export: x.ID})
 		must(t, err)
 	}
+	left, err := dying.make(t.Context(), x) // and died before it was on record
+	must(t, err)
 	y := w.ask(event.ExportRequested{Type: event.ExportOfRun, Target: "run_1"})
 	begun, err := dying.begin(t.Context(), event.ExportRequested{Export: y.ID})
 	must(t, err)
@@ -578,6 +580,9 @@ func TestAttempts(t *testing.T) {
 	}
 	if y = w.completed(y.ID); y.Attempts != 1 {
 		t.Errorf("given back: %+v", y)
+	}
+	if _, err := w.docs.Find(t.Context(), left.document); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("what the last attempt left: %v", err)
 	}
 }
 

@@ -148,9 +148,16 @@ func shortened(err error) string {
 const noIndex = "-"
 
 // settle announces the end of an export, once it is on record. A crash in between announces it again under the same id.
+// What a download that failed has left, of an attempt that died between file and record, is removed first: later nobody
+// would know of it.
 func (e *Exporter) settle(ctx context.Context, x store.Export) error {
 	if x.Settled || x.ID == "" {
 		return nil
+	}
+	if x.Status == store.ExportFailed && x.Connector == "" {
+		if err := e.documents.Delete(ctx, documentOf(x)); err != nil {
+			return err
+		}
 	}
 	typ := event.ExportReady
 	data := event.ExportEvent{
@@ -186,6 +193,9 @@ func (e *Exporter) settle(ctx context.Context, x store.Export) error {
 // FileName is what the file of an export is called: the same for each attempt.
 func FileName(x store.Export) string { return x.Target + "-" + x.ID + "." + string(x.Format) }
 
+// documentOf is where the file of a download is kept.
+func documentOf(x store.Export) string { return "exports/" + FileName(x) }
+
 // ContentTypes are what the formats are on the wire.
 var ContentTypes = map[event.ExportFormat]string{
 	event.FormatJSON:  "application/json",
@@ -198,7 +208,7 @@ func (e *Exporter) make(ctx context.Context, x store.Export) (file, error) {
 	if x.Connector != "" {
 		return e.deliver(ctx, x)
 	}
-	f := file{document: "exports/" + FileName(x), uri: "millrace://exports/" + FileName(x)}
+	f := file{document: documentOf(x), uri: "millrace://" + documentOf(x)}
 	r := e.content(ctx, x)
 	defer func() { _ = r.Close() }()
 	var err error
