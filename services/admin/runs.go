@@ -1,7 +1,6 @@
 package admin
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -295,7 +294,7 @@ func (a *Admin) runResults(ctx context.Context, in *runResults) (*body[page[segm
 }
 
 func viewResult(r store.Run, report event.Report) segmentResult {
-	metadata := objectOf(report.Result)
+	metadata := resultOf(report)
 	v := segmentResult{
 		SegmentID: segmentOf(report.Video), ResultType: "segment",
 		Run: r.ID, Prompt: r.Prompt, Video: report.Video, ExecutedAt: stamp(report.ReportedAt),
@@ -310,14 +309,7 @@ func viewResult(r store.Run, report event.Report) segmentResult {
 // segmentOf is the one segment of a medium.
 func segmentOf(video string) string { return "seg_" + strings.TrimPrefix(video, "vid_") }
 
-// objectOf is a result as a compact JSON object: what an executor sent that is none stands under "result".
-func objectOf(raw json.RawMessage) json.RawMessage {
-	var compact bytes.Buffer
-	if len(raw) == 0 || json.Compact(&compact, unescaped(raw)) != nil || compact.String() == "null" {
-		return json.RawMessage("{}")
-	}
-	if !isObject(compact.Bytes()) {
-		return json.RawMessage(`{"result":` + compact.String() + `}`)
-	}
-	return compact.Bytes()
+// resultOf is the result of a report as clients see it.
+func resultOf(report event.Report) json.RawMessage {
+	return event.ResultObject(unescaped(report.Result))
 }

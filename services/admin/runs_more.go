@@ -246,7 +246,7 @@ func (a *Admin) videoResult(ctx context.Context, in *runVideoPath) (*body[videoR
 }
 
 func viewVideoResult(r store.Run, report event.Report) videoResult {
-	metadata := objectOf(report.Result)
+	metadata := resultOf(report)
 	v := videoResult{
 		ResultType: "video", Run: r.ID, Prompt: r.Prompt, Video: report.Video, ExecutedAt: stamp(report.ReportedAt),
 		Metadata: metadata, MetadataText: string(metadata),
@@ -279,11 +279,8 @@ func (a *Admin) failedSegments(ctx context.Context, in *runPath) (*body[failureM
 		if err != nil {
 			return nil, err
 		}
-		report, err := readReport(s)
-		if err != nil {
-			return nil, err
-		}
-		if report.State != event.Unsuccessful || failed[report.Video] {
+		report, ok := readReport(s)
+		if !ok || report.State != event.Unsuccessful || failed[report.Video] {
 			continue
 		}
 		failed[report.Video] = true

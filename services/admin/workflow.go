@@ -189,11 +189,8 @@ func (a *Admin) workflowResults(ctx context.Context, in *workflowResults) (*body
 		if err != nil {
 			return nil, err
 		}
-		report, err := readReport(s)
-		if err != nil {
-			return nil, err
-		}
-		if report.State == event.Processing {
+		report, ok := readReport(s)
+		if !ok || report.State == event.Processing {
 			continue
 		}
 		if len(results) == in.Limit {

@@ -1,7 +1,6 @@
 package exporter
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -272,15 +271,11 @@ func (e *Exporter) join(ctx context.Context, run store.Run, media []event.RunMed
 		if err != nil {
 			return nil, err
 		}
-		var r event.Report
-		if err := json.Unmarshal(s.Data, &r); err != nil {
-			return nil, fmt.Errorf("decode %s: %w", s.Subject, err)
+		r, err := event.ReadReport(s.Subject, s.Data, s.Time)
+		if err != nil {
+			continue // whoever counts reports has buried it
 		}
-		i, ok := place[r.Video]
-		if !ok {
-			continue // its body names another medium than its subject: the tracker buries such
-		}
-		rows[i].report(r, s.Time)
+		rows[place[r.Video]].report(r)
 	}
 	entries, err := e.sources(ctx, run.Index, ids)
 	if err != nil {
@@ -302,10 +297,10 @@ func (e *Exporter) sources(ctx context.Context, index string, ids []event.Medium
 	return e.ledger.Get(ctx, index, ids...)
 }
 
-func (r *result) report(said event.Report, stored time.Time) {
+func (r *result) report(said event.Report) {
 	switch said.State {
 	case event.Successful:
-		r.Status, r.Metadata = completed, objectOf(said.Result)
+		r.Status, r.Metadata = completed, event.ResultObject(said.Result)
 	case event.Unsuccessful:
 		r.Status, r.Error = failed, orNull(cmp.Or(said.Error, "failed"))
 	default:
@@ -313,21 +308,6 @@ func (r *result) report(said event.Report, stored time.Time) {
 		return
 	}
 	r.ExecutedAt = stamp(said.ReportedAt)
-	if said.ReportedAt.IsZero() {
-		r.ExecutedAt = stamp(stored)
-	}
-}
-
-// objectOf is a result as a compact JSON object: what an executor sent that is none stands under "result".
-func objectOf(raw json.RawMessage) json.RawMessage {
-	var b bytes.Buffer
-	if len(raw) == 0 || json.Compact(&b, raw) != nil || b.String() == "null" {
-		return json.RawMessage("{}")
-	}
-	if b.Bytes()[0] != '{' {
-		return json.RawMessage(`{"result":` + b.String() + `}`)
-	}
-	return b.Bytes()
 }
 
 func (e *Exporter) writeJob(ctx context.Context, w io.Writer, x store.Export) error {

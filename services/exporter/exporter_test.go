@@ -385,6 +385,33 @@ func TestRunWithoutList(t *testing.T) {
 	}
 }
 
+// The subject of a report decides what it is about, so its body may leave that out; a report that nobody can read was buried
+// by whoever counts them, and does not stand in the way of what the others say.
+func TestReports(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.run("run_1", 3)
+	for i, said := range []string{"rubbish", `{"state":"successful","result":["car"]}`} {
+		id, _ := medium("run_1", i)
+		_, err := w.bus.Publish(t.Context(), bus.Message{Subject: w.bus.Subject("run", "report", "run_1", id.String()), Data: []byte(said)})
+		must(t, err)
+	}
+	w.start()
+	x := w.completed(w.ask(event.ExportRequested{Type: event.ExportOfRun, Target: "run_1", Format: event.FormatLines}).ID)
+	var statuses []string
+	for line := range bytes.Lines(w.content(x)) {
+		var r result
+		must(t, json.Unmarshal(line, &r))
+		statuses = append(statuses, r.Status+" "+string(r.Metadata))
+		if (r.ExecutedAt != nil) != (r.Status == completed) {
+			t.Errorf("%s", line)
+		}
+	}
+	if want := []string{"pending {}", `completed {"result":["car"]}`, "pending {}"}; !slices.Equal(statuses, want) {
+		t.Errorf("%q, want %q", statuses, want)
+	}
+}
+
 // The columns of a table are the members of the rows, in their order.
 func TestColumns(t *testing.T) {
 	t.Parallel()
