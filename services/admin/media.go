@@ -15,7 +15,7 @@ import (
 
 // videoDetails is a video as the batch route shows it. No pictures are made of media here.
 type videoDetails struct {
-	video
+	Video
 	GIF       *string `json:"gif_data"`
 	Thumbnail *string `json:"first_thumbnail"`
 }
@@ -156,7 +156,7 @@ func (a *Admin) batchVideos(ctx context.Context, in *videoBatch) (*body[[]videoD
 	views, err := a.batchOf(ctx, in.Body.Videos)
 	list := make([]videoDetails, len(views))
 	for i, v := range views {
-		list[i].video = v
+		list[i].Video = v
 	}
 	return &body[[]videoDetails]{list}, err
 }

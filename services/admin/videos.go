@@ -40,6 +40,9 @@ type video struct {
 	Height      *int    `json:"height"`
 }
 
+// Video is a video that can be embedded: huma looks into embedded types only if they are exported.
+type Video = video
+
 // runStatus is where one medium stands in one run.
 type runStatus struct {
 	Run        string  `json:"run_id"`
