@@ -234,7 +234,7 @@ func (a *Admin) runsOfVideo(ctx context.Context, in *runsOfVideo) (*body[[]promp
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallelReads)
 	for i, r := range asked {
-		if !ids[r.ID] && r.Status != store.RunCompleted {
+		if !ids[r.ID] && r.Status != store.RunCompleted { // which has come to all of its media
 			g.Go(func() (err error) {
 				silent[i], err = a.partOf(gctx, r, in.ID)
 				return err
@@ -245,13 +245,12 @@ func (a *Admin) runsOfVideo(ctx context.Context, in *runsOfVideo) (*body[[]promp
 		return nil, err
 	}
 	for i, r := range asked {
-		ids[r.ID] = ids[r.ID] || silent[i]
+		if silent[i] {
+			ids[r.ID] = true
+		}
 	}
 	newest := newestOf[store.Run]{limit: in.Limit, created: runCreated}
-	for id, is := range ids {
-		if !is {
-			continue
-		}
+	for id := range ids {
 		r, _, err := a.runs.Get(ctx, id)
 		if errors.Is(err, store.ErrNotFound) {
 			continue
