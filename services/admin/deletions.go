@@ -12,8 +12,8 @@ import (
 	"millrace/shared/store"
 )
 
-// Deletion is how far a deletion is. Older clients read the message alone. Exported, as huma looks into embedded types only
-// if they are.
+// Deletion is how far a deletion is. Older clients read the message alone. Exported, as huma looks into embedded
+// types only if they are.
 type Deletion struct {
 	ID         string `json:"deletion_id" doc:"the same however often it is asked for"`
 	Status     string `json:"status" enum:"draining,deleting,deleted"`
@@ -72,8 +72,8 @@ func (a *Admin) clearAway(ctx context.Context, thing string, req event.DeletionR
 	return err
 }
 
-// deleteIndex asks for the deletion first; what it does besides is for this answer and the next requests to be right, and
-// would be done without it.
+// deleteIndex asks for the deletion first; what it does besides is for this answer and the next requests to be right,
+// and would be done without it.
 func (a *Admin) deleteIndex(ctx context.Context, in *indexPath) (*body[indexDeletion], error) {
 	if d, err := a.getIndexDeletion(ctx, in); err == nil {
 		return d, nil // under way or over

@@ -212,8 +212,8 @@ func (a *Admin) listSegments(ctx context.Context, in *listSegments) (*body[page[
 // maxSilentRuns is in how many of the newest runs that somebody asked for a medium is looked for.
 const maxSilentRuns = 200
 
-// runsOfVideo finds the runs of a medium by what was reported about it. Those that have come to nothing about it are the
-// one that followed its import and some that somebody asked for; whether it is one of theirs is in their lists.
+// runsOfVideo finds the runs of a medium by what was reported about it. Those that have come to nothing about it are
+// the one that followed its import and some that somebody asked for; whether it is one of theirs is in their lists.
 func (a *Admin) runsOfVideo(ctx context.Context, in *runsOfVideo) (*body[[]promptRun], error) {
 	m, err := a.medium(ctx, in.ID)
 	if err != nil {

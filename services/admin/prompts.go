@@ -26,8 +26,8 @@ type prompt struct {
 	PromptExtra
 }
 
-// PromptExtra is what is kept with a prompt for executors and clients, and means nothing here. Exported, as huma looks into
-// embedded types only if they are.
+// PromptExtra is what is kept with a prompt for executors and clients, and means nothing here. Exported, as huma
+// looks into embedded types only if they are.
 type PromptExtra struct {
 	SemanticIndexing json.RawMessage `json:"semantic_indexing,omitempty" doc:"an object"`
 	ExecutionConfig  json.RawMessage `json:"execution_config,omitempty" doc:"an object"`

@@ -157,8 +157,8 @@ func (a *Admin) reports(ctx context.Context, subjects ...string) (map[string]eve
 	return reports, nil
 }
 
-// readReport returns a report, and false for one that is malformed: whoever counts reports has buried it, so it is as if
-// nothing had been said.
+// readReport returns a report, and false for one that is malformed: whoever counts reports has buried it, so it is as
+// if nothing had been said.
 func readReport(s bus.Stored) (event.Report, bool) {
 	r, err := event.ReadReport(s.Subject, s.Data, s.Time)
 	return r, err == nil

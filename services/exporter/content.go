@@ -24,8 +24,8 @@ import (
 //	index        the runs of the index, oldest first, each like that
 //	import_job   the job, and each of its files, as its report has them
 //
-// As JSON it is one document with the runs or the job as objects; as lines or CSV it is the results or files alone, each
-// with the ids of what it belongs to.
+// As JSON it is one document with the runs or the job as objects; as lines or CSV it is the results or files alone,
+// each with the ids of what it belongs to.
 
 // runHead are the members of a run that an export shows.
 type runHead struct {

@@ -1,5 +1,5 @@
-// Package exporter answers "where to?": it makes files of what runs and jobs have brought, for download or in the storage
-// of a connector, when somebody asks and after each run of an index with an export automation.
+// Package exporter answers "where to?": it makes files of what runs and jobs have brought, for download or in the
+// storage of a connector, when somebody asks and after each run of an index with an export automation.
 //
 //	POST /exports/… ──▶ export.requested ──▶ attempt counted ──▶ file written ──▶ record completed ──▶ event, settled
 //	run completed ──▶ automation ──┘  ▲                               │
