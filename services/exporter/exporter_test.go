@@ -2,6 +2,7 @@ package exporter
 
 import (
 	"bytes"
+	"context"
 	"encoding/csv"
 	"encoding/json"
 	"errors"
@@ -610,6 +611,47 @@ func TestAttempts(t *testing.T) {
 	}
 	if _, err := w.docs.Find(t.Context(), left.document); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("what the last attempt left: %v", err)
+	}
+}
+
+// interrupted is storage that ends the process, as it were, once the file is whole.
+type interrupted struct {
+	connector.Writer
+	end context.CancelFunc
+}
+
+func (w interrupted) Sync(ctx context.Context, keys ...string) error {
+	err := w.Writer.Sync(ctx, keys...)
+	w.end()
+	return err
+}
+
+type interruptedDestinations struct {
+	*connector.Opener
+	end context.CancelFunc
+}
+
+func (d interruptedDestinations) Writer(ctx context.Context, c store.Connector) (connector.Writer, error) {
+	w, err := d.Opener.Writer(ctx, c)
+	return interrupted{w, d.end}, err
+}
+
+// A shutdown that comes between file and record does not cost an attempt, nor another file.
+func TestShutdownBehindTheFile(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.run("run_1", 1)
+	x := w.ask(event.ExportRequested{Type: event.ExportOfRun, Target: "run_1", Connector: "outbox", BasePath: "exports"})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	e := w.exporter()
+	e.destinations = interruptedDestinations{w.opener, cancel}
+	must(t, e.open(ctx))
+	data, err := json.Marshal(event.ExportRequested{Export: x.ID, Target: x.Target})
+	must(t, err)
+	must(t, e.carryOut(ctx, &bus.Delivery{Data: data}))
+	if x = w.completed(x.ID); ctx.Err() == nil || x.Attempts != 1 || !slices.Equal(w.events(x.ID), []string{"export.ready"}) {
+		t.Errorf("%+v, events %v", x, w.events(x.ID))
 	}
 }
 

@@ -1,6 +1,7 @@
 package exporter
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,6 +40,9 @@ func (e *Exporter) carryOut(ctx context.Context, d *bus.Delivery) error {
 		if ctx.Err() != nil && cause != nil {
 			return errors.Join(ctx.Err(), e.giveBack(context.WithoutCancel(ctx), x))
 		}
+		// What is left are a few writes. A shutdown that begins now does not stop them: else a file that is whole would
+		// have cost an attempt and be made again.
+		ctx = context.WithoutCancel(ctx)
 		if x, err = e.end(ctx, x, made, cause); err != nil {
 			return err
 		}
@@ -144,9 +148,6 @@ func shortened(err error) string {
 	return s
 }
 
-// noIndex stands where the subject of an event names an index and the export has none.
-const noIndex = "-"
-
 // settle announces the end of an export, once it is on record. A crash in between announces it again under the same id.
 // What a download that failed has left, of an attempt that died between file and record, is removed first: later nobody
 // would know of it.
@@ -166,11 +167,7 @@ func (e *Exporter) settle(ctx context.Context, x store.Export) error {
 	if x.Status == store.ExportFailed {
 		typ, data.Error = event.ExportFailed, x.LastError
 	}
-	index := x.Index
-	if index == "" {
-		index = noIndex
-	}
-	ev, err := bus.NewEvent(typ, index, x.ID, x.EndedAt, data)
+	ev, err := bus.NewEvent(typ, cmp.Or(x.Index, bus.NoIndex), x.ID, x.EndedAt, data)
 	if err != nil {
 		return err
 	}
