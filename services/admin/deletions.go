@@ -12,8 +12,9 @@ import (
 	"millrace/shared/store"
 )
 
-// deletion is how far a deletion is. Older clients read the message alone.
-type deletion struct {
+// Deletion is how far a deletion is. Older clients read the message alone. Exported, as huma looks into embedded
+// types only if they are.
+type Deletion struct {
 	ID         string `json:"deletion_id" doc:"the same however often it is asked for"`
 	Status     string `json:"status" enum:"draining,deleting,deleted"`
 	RetryAfter *int   `json:"retry_after_seconds" doc:"when to look again; null when it is done"`
@@ -22,16 +23,16 @@ type deletion struct {
 
 type indexDeletion struct {
 	Index string `json:"index_id"`
-	deletion
+	Deletion
 }
 
 type videoDeletion struct {
 	Video string `json:"video_id"`
-	deletion
+	Deletion
 }
 
-func viewDeletion(thing, id string, status store.DeletionStatus) deletion {
-	d := deletion{ID: event.DeletionOf(id), Status: string(status), Message: thing + " deleted."}
+func viewDeletion(thing, id string, status store.DeletionStatus) Deletion {
+	d := Deletion{ID: event.DeletionOf(id), Status: string(status), Message: thing + " deleted."}
 	if status != store.Gone {
 		again := 1
 		d.RetryAfter, d.Message = &again, thing+" is being deleted."
@@ -71,8 +72,8 @@ func (a *Admin) clearAway(ctx context.Context, thing string, req event.DeletionR
 	return err
 }
 
-// deleteIndex asks for the deletion first; what it does besides is for this answer and the next requests to be right, and
-// would be done without it.
+// deleteIndex asks for the deletion first; what it does besides is for this answer and the next requests to be right,
+// and would be done without it.
 func (a *Admin) deleteIndex(ctx context.Context, in *indexPath) (*body[indexDeletion], error) {
 	if d, err := a.getIndexDeletion(ctx, in); err == nil {
 		return d, nil // under way or over
@@ -103,7 +104,7 @@ func (a *Admin) deleteIndex(ctx context.Context, in *indexPath) (*body[indexDele
 	if err := a.indexes.Delete(ctx, x.ID); err != nil {
 		return nil, err
 	}
-	return &body[indexDeletion]{indexDeletion{Index: x.ID, deletion: viewDeletion("Index", x.ID, d.Status)}}, nil
+	return &body[indexDeletion]{indexDeletion{Index: x.ID, Deletion: viewDeletion("Index", x.ID, d.Status)}}, nil
 }
 
 func (a *Admin) getIndexDeletion(ctx context.Context, in *indexPath) (*body[indexDeletion], error) {
@@ -119,7 +120,7 @@ func (a *Admin) getIndexDeletion(ctx context.Context, in *indexPath) (*body[inde
 	if err != nil {
 		return nil, err
 	}
-	return &body[indexDeletion]{indexDeletion{Index: d.Index, deletion: viewDeletion("Index", d.Index, d.Status)}}, nil
+	return &body[indexDeletion]{indexDeletion{Index: d.Index, Deletion: viewDeletion("Index", d.Index, d.Status)}}, nil
 }
 
 // settled returns the ledger entry of a medium that is or was one: imported, or deleted by a person.
@@ -181,7 +182,7 @@ func viewVideoDeletion(e store.Entry) *body[videoDeletion] {
 		status = store.Deleting
 	}
 	id := e.ID.String()
-	return &body[videoDeletion]{videoDeletion{Video: id, deletion: viewDeletion("Video", id, status)}}
+	return &body[videoDeletion]{videoDeletion{Video: id, Deletion: viewDeletion("Video", id, status)}}
 }
 
 func (a *Admin) getVideoDeletion(ctx context.Context, in *videoPath) (*body[videoDeletion], error) {

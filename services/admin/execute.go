@@ -3,7 +3,6 @@ package admin
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -218,14 +217,13 @@ func (a *Admin) executeRun(ctx context.Context, in *executeRun) (*body[promptRun
 // start asks for the run first and records it second: a record without a request would stay pending for ever, while a
 // request without a record gets one from whoever makes the run.
 func (a *Admin) start(ctx context.Context, p planned) (*body[promptRun], error) {
-	if _, repeatable := operationOf(ctx); repeatable {
-		switch made, _, err := a.runs.Get(ctx, p.request.Run); {
-		case err == nil: // this request asked for it before
-			v, err := a.viewRun(ctx, made, maxRunMedia)
-			return &body[promptRun]{v}, err
-		case !errors.Is(err, store.ErrNotFound):
-			return nil, err
-		}
+	was, made, err := madeBefore(ctx, a.runs, p.request.Run)
+	if err != nil {
+		return nil, err
+	}
+	if made {
+		v, err := a.viewRun(ctx, was, maxRunMedia)
+		return &body[promptRun]{v}, err
 	}
 	reports, err := a.bus.State(ctx, topology.Reports) // before anything can be reported about it
 	if err != nil {

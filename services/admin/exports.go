@@ -102,8 +102,8 @@ type exportCreated struct {
 	Status string `json:"status"`
 }
 
-// exportRequest is what may be said about any export.
-type exportRequest struct {
+// ExportRequest is what may be said about any export. Exported, as huma looks into embedded types only if they are.
+type ExportRequest struct {
 	Connector string `json:"destination_connector_id,omitempty" doc:"a connector with the scope export; left out: for download"`
 	Subpath   string `json:"destination_subpath,omitempty" doc:"where the file goes below the export_base_path of the connector"`
 	Scope     string `json:"result_scope,omitempty" enum:"all,matches" default:"all" doc:"matches: only media for which the run has a result"`
@@ -111,25 +111,21 @@ type exportRequest struct {
 }
 
 type newIndexExport struct {
-	Index string   `path:"index_id"`
-	Body  struct { // exportRequest, and which runs
-		Connector string `json:"destination_connector_id,omitempty" doc:"a connector with the scope export; left out: for download"`
-		Subpath   string `json:"destination_subpath,omitempty" doc:"where the file goes below the export_base_path of the connector"`
-		Scope     string `json:"result_scope,omitempty" enum:"all,matches" default:"all" doc:"matches: only media for which the run has a result"`
-		Format    string `json:"format,omitempty" enum:"json,jsonl,csv" default:"json" doc:"json: one document; jsonl: an object per line; csv: a table with a heading"`
-
+	Index string `path:"index_id"`
+	Body  struct {
+		ExportRequest
 		Runs []string `json:"prompt_run_ids,omitempty" maxItems:"1000" nullable:"true" doc:"runs of the index; left out or empty: all of them"`
 	}
 }
 
 type newRunExport struct {
 	Run  string `path:"run_id"`
-	Body exportRequest
+	Body ExportRequest
 }
 
 type newJobExport struct {
 	Job  string `path:"job_id"`
-	Body exportRequest
+	Body ExportRequest
 }
 
 type exportPath struct {
@@ -190,8 +186,7 @@ func (a *Admin) exportIndex(ctx context.Context, in *newIndexExport) (*body[expo
 			return nil, invalid(fmt.Sprintf("prompt_run_ids[%d]", i), "%s is not a run on the index %s", id, in.Index)
 		}
 	}
-	b := in.Body
-	return a.requestExport(ctx, exportRequest{Connector: b.Connector, Subpath: b.Subpath, Scope: b.Scope, Format: b.Format}, event.ExportRequested{
+	return a.requestExport(ctx, in.Body.ExportRequest, event.ExportRequested{
 		Type: event.ExportOfIndex, Target: in.Index, Index: in.Index, Runs: slices.Clone(in.Body.Runs),
 	})
 }
@@ -230,7 +225,7 @@ func exportSubpath(given string) (string, error) {
 	return sub, nil
 }
 
-func (a *Admin) requestExport(ctx context.Context, b exportRequest, req event.ExportRequested) (*body[exportCreated], error) {
+func (a *Admin) requestExport(ctx context.Context, b ExportRequest, req event.ExportRequested) (*body[exportCreated], error) {
 	req.Export, req.RequestedAt = newID(ctx, "exp"), time.Now().UTC()
 	req.Scope, req.Format = event.ResultScope(b.Scope), event.ExportFormat(b.Format)
 	if b.Connector != "" {
@@ -266,7 +261,7 @@ func (a *Admin) exportable(ctx context.Context, id string) (base string, err err
 	case !c.HasScope(scopeExport):
 		return "", newProblem(http.StatusConflict, "connector_scope_missing", "The connector %s lacks the scope export.", id).
 			with("connector_id", id).with("required_scope", scopeExport)
-	case c.Provider != "dir" && c.Provider != "gcs":
+	case !c.HasDriver():
 		return "", refuse("connector_provider_unsupported", "Exports to %s are not possible with this server; use a connector of gcs or dir.", c.Provider)
 	}
 	if base, err = conn.CheckExportPath(c.ExportBasePath); err != nil {

@@ -110,8 +110,6 @@ func (a *Admin) jobRoutes() {
 	}, a.cancelJob)
 }
 
-// createJob asks for the job first and records it second: a record without a request would stay pending for ever,
-// while a request without a record gets one from whoever plans it.
 func (a *Admin) createJob(ctx context.Context, in *newJob) (*body[importJob], error) {
 	b := in.Body
 	if _, err := compilePattern("file_pattern", b.SourcePrefix, b.FilePattern, value(b.Recursive, true)); err != nil {
@@ -138,16 +136,24 @@ func (a *Admin) createJob(ctx context.Context, in *newJob) (*body[importJob], er
 	return a.startJob(ctx, job)
 }
 
-// startJob asks for a job and puts it on record. Without the record the request makes one when it is planned.
+// madeBefore returns what this very request has put on record before, under an id of newID: it has asked for it then, and
+// to ask again might have it done again.
+func madeBefore[T any](ctx context.Context, reg *store.Register[T], id string) (v T, made bool, err error) {
+	if _, repeatable := operationOf(ctx); !repeatable {
+		return v, false, nil
+	}
+	v, _, err = reg.Get(ctx, id)
+	if errors.Is(err, store.ErrNotFound) {
+		return v, false, nil
+	}
+	return v, err == nil, err
+}
+
+// startJob asks for the job first and records it second: a record without a request would stay pending for ever, while a
+// request without a record gets one from whoever plans it.
 func (a *Admin) startJob(ctx context.Context, job store.Job) (*body[importJob], error) {
-	if _, repeatable := operationOf(ctx); repeatable {
-		// A job that this request recorded before was asked for before. To ask again might plan it again.
-		switch made, _, err := a.jobs.Get(ctx, job.ID); {
-		case err == nil:
-			return &body[importJob]{viewJob(made)}, nil
-		case !errors.Is(err, store.ErrNotFound):
-			return nil, err
-		}
+	if was, made, err := madeBefore(ctx, a.jobs, job.ID); made || err != nil {
+		return &body[importJob]{viewJob(was)}, err
 	}
 	if err := a.requestJob(ctx, job); err != nil {
 		return nil, err

@@ -18,8 +18,8 @@ import (
 // LinkKey is the purpose of the key that signs download links, see secret.Keeper.Derive.
 const LinkKey = "download links"
 
-// linkLife is how long a download link is good. Whoever has it needs no key, so it is no longer than a download takes to
-// begin; one that has begun goes on.
+// linkLife is how long a download link is good. Whoever has it needs no key, so it is no longer than a download takes
+// to begin; one that has begun goes on.
 const linkLife = 15 * time.Minute
 
 // linkSigner makes and checks tokens that allow downloading one export for a while: v1.<export and expiry>.<HMAC>.
@@ -77,8 +77,8 @@ type origin struct {
 
 var hostname = regexp.MustCompile(`^(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?$`)
 
-// Resolve implements huma.Resolver. A proxy in front tells by X-Forwarded-Proto and X-Forwarded-Host; whoever makes them
-// up gets a link for nobody but themselves.
+// Resolve implements huma.Resolver. A proxy in front tells by X-Forwarded-Proto and X-Forwarded-Host; whoever makes
+// them up gets a link for nobody but themselves.
 func (o *origin) Resolve(ctx huma.Context) []error {
 	r, _ := humago.Unwrap(ctx)
 	if r.TLS == nil && !strings.EqualFold(first(r, "X-Forwarded-Proto"), "https") {

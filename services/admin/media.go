@@ -15,7 +15,7 @@ import (
 
 // videoDetails is a video as the batch route shows it. No pictures are made of media here.
 type videoDetails struct {
-	video
+	Video
 	GIF       *string `json:"gif_data"`
 	Thumbnail *string `json:"first_thumbnail"`
 }
@@ -156,7 +156,7 @@ func (a *Admin) batchVideos(ctx context.Context, in *videoBatch) (*body[[]videoD
 	views, err := a.batchOf(ctx, in.Body.Videos)
 	list := make([]videoDetails, len(views))
 	for i, v := range views {
-		list[i].video = v
+		list[i].Video = v
 	}
 	return &body[[]videoDetails]{list}, err
 }
@@ -212,8 +212,8 @@ func (a *Admin) listSegments(ctx context.Context, in *listSegments) (*body[page[
 // maxSilentRuns is in how many of the newest runs that somebody asked for a medium is looked for.
 const maxSilentRuns = 200
 
-// runsOfVideo finds the runs of a medium by what was reported about it. Those that have come to nothing about it are the
-// one that followed its import and some that somebody asked for; whether it is one of theirs is in their lists.
+// runsOfVideo finds the runs of a medium by what was reported about it. Those that have come to nothing about it are
+// the one that followed its import and some that somebody asked for; whether it is one of theirs is in their lists.
 func (a *Admin) runsOfVideo(ctx context.Context, in *runsOfVideo) (*body[[]promptRun], error) {
 	m, err := a.medium(ctx, in.ID)
 	if err != nil {
@@ -234,7 +234,7 @@ func (a *Admin) runsOfVideo(ctx context.Context, in *runsOfVideo) (*body[[]promp
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallelReads)
 	for i, r := range asked {
-		if !ids[r.ID] && r.Status != store.RunCompleted {
+		if !ids[r.ID] && r.Status != store.RunCompleted { // which has come to all of its media
 			g.Go(func() (err error) {
 				silent[i], err = a.partOf(gctx, r, in.ID)
 				return err
@@ -245,13 +245,12 @@ func (a *Admin) runsOfVideo(ctx context.Context, in *runsOfVideo) (*body[[]promp
 		return nil, err
 	}
 	for i, r := range asked {
-		ids[r.ID] = ids[r.ID] || silent[i]
+		if silent[i] {
+			ids[r.ID] = true
+		}
 	}
 	newest := newestOf[store.Run]{limit: in.Limit, created: runCreated}
-	for id, is := range ids {
-		if !is {
-			continue
-		}
+	for id := range ids {
 		r, _, err := a.runs.Get(ctx, id)
 		if errors.Is(err, store.ErrNotFound) {
 			continue

@@ -23,11 +23,12 @@ type prompt struct {
 	IsActive    bool            `json:"is_active"`
 	CreatedAt   string          `json:"created_at" format:"date-time"`
 	VideoLevel  json.RawMessage `json:"video_level" doc:"an object or null"`
-	promptExtra
+	PromptExtra
 }
 
-// promptExtra is what is kept with a prompt for executors and clients, and means nothing here.
-type promptExtra struct {
+// PromptExtra is what is kept with a prompt for executors and clients, and means nothing here. Exported, as huma
+// looks into embedded types only if they are.
+type PromptExtra struct {
 	SemanticIndexing json.RawMessage `json:"semantic_indexing,omitempty" doc:"an object"`
 	ExecutionConfig  json.RawMessage `json:"execution_config,omitempty" doc:"an object"`
 	SelectionFilter  json.RawMessage `json:"selection_filter,omitempty" doc:"an object"`
@@ -36,7 +37,7 @@ type promptExtra struct {
 // storedExtra is how store.Prompt.Extra is spelled.
 type storedExtra struct {
 	VideoLevel json.RawMessage `json:"video_level,omitempty"`
-	promptExtra
+	PromptExtra
 }
 
 type newPrompt struct {
@@ -46,7 +47,7 @@ type newPrompt struct {
 		JSONSchema  json.RawMessage `json:"json_schema" doc:"a JSON Schema whose root type is object"`
 		Description string          `json:"description,omitempty" maxLength:"500"`
 		VideoLevel  json.RawMessage `json:"video_level,omitempty" doc:"instructions_text (1 to 12000 characters), included_segment_fields, json_schema"`
-		promptExtra
+		PromptExtra
 	}
 }
 
@@ -81,7 +82,7 @@ func viewPrompt(p store.Prompt) (prompt, error) {
 	}
 	v := prompt{
 		ID: p.ID, UserID: owner, Name: p.Name, Description: p.Description, Text: p.Text, JSONSchema: unescaped(p.JSONSchema),
-		IsActive: p.Active, CreatedAt: stamp(p.CreatedAt), VideoLevel: extra.VideoLevel, promptExtra: extra.promptExtra,
+		IsActive: p.Active, CreatedAt: stamp(p.CreatedAt), VideoLevel: extra.VideoLevel, PromptExtra: extra.PromptExtra,
 	}
 	if len(v.VideoLevel) == 0 {
 		v.VideoLevel = json.RawMessage("null")
@@ -96,11 +97,11 @@ func (a *Admin) createPrompt(ctx context.Context, in *newPrompt) (*body[prompt],
 		f.add("json_schema", `must be a JSON Schema object whose root "type" is "object"`)
 	}
 	checkVideoLevel(&f, b.VideoLevel)
-	b.promptExtra.check(&f)
+	b.PromptExtra.check(&f)
 	if err := f.err(); err != nil {
 		return nil, err
 	}
-	extra, err := json.Marshal(storedExtra{VideoLevel: b.VideoLevel, promptExtra: b.promptExtra})
+	extra, err := json.Marshal(storedExtra{VideoLevel: b.VideoLevel, PromptExtra: b.PromptExtra})
 	if err != nil {
 		return nil, err
 	}

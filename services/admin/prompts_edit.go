@@ -23,7 +23,7 @@ type editPrompt struct {
 		VideoLevel     json.RawMessage `json:"video_level,omitempty"`
 		ClearVideo     bool            `json:"clear_video_level,omitempty" doc:"removes video_level"`
 		ClearSelection bool            `json:"clear_selection_filter,omitempty" doc:"removes selection_filter"`
-		promptExtra
+		PromptExtra
 	}
 }
 
@@ -79,7 +79,7 @@ func (a *Admin) editPrompt(ctx context.Context, in *editPrompt) (*body[prompt], 
 		f.add("json_schema", `must be a JSON Schema object whose root "type" is "object"`)
 	}
 	checkVideoLevel(&f, b.VideoLevel)
-	b.promptExtra.check(&f)
+	b.PromptExtra.check(&f)
 	if err := f.err(); err != nil {
 		return nil, err
 	}
@@ -129,7 +129,7 @@ func (a *Admin) editPrompt(ctx context.Context, in *editPrompt) (*body[prompt], 
 }
 
 // check says which of these is no object.
-func (x promptExtra) check(f *fieldErrors) {
+func (x PromptExtra) check(f *fieldErrors) {
 	for _, e := range []struct {
 		name string
 		raw  json.RawMessage

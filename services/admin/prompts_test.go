@@ -98,3 +98,17 @@ func TestTestSchema(t *testing.T) {
 		}
 	}
 }
+
+// The document has the members of embedded types: huma leaves them out, without a word, when such a type is not exported.
+func TestEmbeddedMembersAreDocumented(t *testing.T) {
+	w := newWorld(t)
+	doc := w.do("GET", "//openapi.json", nil, request{key: "-"}).want(200)
+	for schema, name := range map[string]string{
+		"Prompt": "semantic_indexing", "NewPromptBody": "execution_config", "EditPromptBody": "selection_filter",
+		"IndexDeletion": "status", "VideoDeletion": "status", "VideoDetails": "video_id", "NewIndexExportBody": "format",
+	} {
+		if doc.at("components", "schemas", schema, "properties", name) == nil {
+			t.Errorf("%s has no %s", schema, name)
+		}
+	}
+}

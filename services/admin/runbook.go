@@ -11,9 +11,9 @@ import (
 	"millrace/shared/store"
 )
 
-// runBook knows the runs that somebody asked for, so that media can be shown with them. The run that followed the import
-// of a medium is found by its id; the others would have to be looked for among all runs. While it follows the records
-// it answers from memory; otherwise it asks the broker each time.
+// runBook knows the runs that somebody asked for, so that media can be shown with them. The run that followed the
+// import of a medium is found by its id; the others would have to be looked for among all runs. While it follows the
+// records it answers from memory; otherwise it asks the broker each time.
 type runBook struct {
 	reg *store.Register[store.Run]
 

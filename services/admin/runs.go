@@ -1,13 +1,15 @@
 package admin
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
+	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -106,22 +108,6 @@ type marker struct {
 	UpdatedAt *string `json:"updated_at"`
 }
 
-// segmentResult is what an executor said about one medium.
-type segmentResult struct {
-	SegmentID     string          `json:"segment_id"`
-	ResultType    string          `json:"result_type" enum:"segment"`
-	Run           string          `json:"run_id"`
-	Prompt        string          `json:"prompt_id"`
-	Video         string          `json:"video_id"`
-	ExecutedAt    string          `json:"executed_at" format:"date-time"`
-	Metadata      json.RawMessage `json:"metadata" doc:"the result, an object"`
-	MetadataText  string          `json:"metadata_text" doc:"the same as text"`
-	Extracted     bool            `json:"field_extraction_succeeded" doc:"false: error_message says why there is no result"`
-	ErrorMessage  *string         `json:"error_message"`
-	ThumbnailSeen bool            `json:"thumbnail_available"`
-	GIFSeen       bool            `json:"gif_available"`
-}
-
 type runPath struct {
 	ID string `path:"run_id"`
 }
@@ -132,9 +118,8 @@ type listRuns struct {
 	Limit  int    `query:"limit" minimum:"1" maximum:"200" default:"200"`
 }
 
-type runResults struct {
-	ID     string `path:"run_id"`
-	Video  string `query:"video_id" required:"true"`
+type runsOfIndex struct {
+	ID     string `path:"index_id"`
 	Limit  int    `query:"limit" minimum:"1" maximum:"100" default:"50"`
 	Cursor string `query:"cursor" maxLength:"512" doc:"pagination.next_cursor of the page before"`
 }
@@ -156,9 +141,12 @@ func (a *Admin) runRoutes() {
 		about: fmt.Sprintf("run_context lists up to %d media; beyond that it has only media_count.", maxRunMedia),
 	}, a.getRun)
 	register(a, route{
-		method: "GET", path: "/prompt-runs/{run_id}/results", scope: read, tag: tag, summary: "Get the results of one medium",
-		about: "Complete once the run has ended.",
-	}, a.runResults)
+		method: "GET", path: "/indexes/{index_id}/prompt-runs", scope: read, tag: tag, summary: "List the prompt runs of an index", about: "Newest first.",
+	}, a.runsOfIndex)
+	register(a, route{
+		method: "POST", path: "/prompt-runs/{run_id}/cancel", scope: write, tag: tag, summary: "Cancel a prompt run",
+		about: "Once this is answered nothing more is counted into the run, and executors stop. 400 when it has ended otherwise.",
+	}, a.cancelRun)
 }
 
 func (a *Admin) listRuns(ctx context.Context, in *listRuns) (*body[[]promptRun], error) {
@@ -179,6 +167,65 @@ func (a *Admin) listRuns(ctx context.Context, in *listRuns) (*body[[]promptRun],
 	}
 	views, err := a.viewRuns(ctx, newest.sorted())
 	return &body[[]promptRun]{views}, err
+}
+
+func (a *Admin) runsOfIndex(ctx context.Context, in *runsOfIndex) (*body[page[promptRun]], error) {
+	if _, err := lookUp(ctx, a.indexes, "index", in.ID); err != nil {
+		return nil, err
+	}
+	list := "prompt runs of " + in.ID
+	position, err := openCursor(list, in.Cursor)
+	if err != nil {
+		return nil, err
+	}
+	behind, err := readRunPosition(position)
+	if err != nil {
+		return nil, err
+	}
+	newest := newestOf[store.Run]{limit: in.Limit + 1, created: runCreated}
+	for r, err := range a.runs.All(ctx) {
+		if err != nil {
+			return nil, err
+		}
+		if r.Index == in.ID && behind.precedes(r) {
+			newest.add(r)
+		}
+	}
+	runs, next := newest.sorted(), ""
+	if len(runs) > in.Limit {
+		runs = runs[:in.Limit]
+		next = positionOf(runs[in.Limit-1]).String()
+	}
+	views, err := a.viewRuns(ctx, runs)
+	return &body[page[promptRun]]{newPage(views, in.Limit, sealCursor(list, next))}, err
+}
+
+// runPosition is a place in a list of runs, the newest first: behind the run of this id, created then.
+type runPosition struct {
+	created int64 // Unix time, in nanoseconds
+	id      string
+}
+
+func positionOf(r store.Run) runPosition { return runPosition{r.CreatedAt.UnixNano(), r.ID} }
+
+func (p runPosition) String() string { return strconv.FormatInt(p.created, 36) + "." + p.id }
+
+// readRunPosition is the inverse of String; "" is the place before all.
+func readRunPosition(s string) (runPosition, error) {
+	if s == "" {
+		return runPosition{}, nil
+	}
+	at, id, _ := strings.Cut(s, ".")
+	created, err := strconv.ParseInt(at, 36, 64)
+	if err != nil || !wellFormed.MatchString(id) {
+		return runPosition{}, badCursor()
+	}
+	return runPosition{created, id}, nil
+}
+
+// precedes reports whether a run comes behind the position.
+func (p runPosition) precedes(r store.Run) bool {
+	return p.id == "" || cmp.Or(cmp.Compare(r.CreatedAt.UnixNano(), p.created), cmp.Compare(r.ID, p.id)) < 0
 }
 
 // viewRuns shows the runs of a list.
@@ -270,54 +317,29 @@ func (a *Admin) mediaOf(ctx context.Context, r store.Run, limit int) ([]string, 
 	return ids, nil
 }
 
-func (a *Admin) runResults(ctx context.Context, in *runResults) (*body[page[segmentResult]], error) {
-	r, err := lookUp(ctx, a.runs, "prompt_run", in.ID)
-	if err != nil {
-		return nil, err
+// cancelRun ends a run. Whoever counts reports leaves it alone from then on, and executors look at or watch its record.
+func (a *Admin) cancelRun(ctx context.Context, in *runPath) (*body[promptRun], error) {
+	if !wellFormed.MatchString(in.ID) {
+		return nil, notFound("prompt_run", in.ID)
 	}
-	if _, err := event.ParseMediumID(in.Video); err != nil {
-		return nil, invalid("video_id", "must be the id of a medium, such as vid_…")
-	}
-	if _, err := openCursor("results", in.Cursor); err != nil {
-		return nil, err
-	}
-	reports, err := a.reports(ctx, a.reportSubject(r.ID, in.Video))
-	if err != nil {
-		return nil, err
-	}
-	results := make([]segmentResult, 0, 1)
-	for _, report := range reports {
-		if report.State != event.Processing {
-			results = append(results, viewResult(r, report))
+	now := time.Now().UTC()
+	r, _, err := a.runs.Modify(ctx, in.ID, func(r *store.Run) error {
+		switch {
+		case r.ID == "":
+			return notFound("prompt_run", in.ID)
+		case r.Status == store.RunCancelled:
+			return store.ErrUnchanged
+		case r.Status.Terminal():
+			return newProblem(http.StatusBadRequest, "prompt_run_not_cancellable",
+				"The prompt run %s is %s; only a pending or processing one can be cancelled.", in.ID, r.Status).
+				with("run_id", in.ID).with("status", string(r.Status))
 		}
+		r.Status, r.EndedAt = store.RunCancelled, now
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
-	return &body[page[segmentResult]]{newPage(results, in.Limit, "")}, nil
-}
-
-func viewResult(r store.Run, report event.Report) segmentResult {
-	metadata := objectOf(report.Result)
-	v := segmentResult{
-		SegmentID: segmentOf(report.Video), ResultType: "segment",
-		Run: r.ID, Prompt: r.Prompt, Video: report.Video, ExecutedAt: stamp(report.ReportedAt),
-		Metadata: metadata, MetadataText: string(metadata), Extracted: report.State == event.Successful,
-	}
-	if !v.Extracted {
-		v.ErrorMessage = orNull(cmp.Or(report.Error, "failed"))
-	}
-	return v
-}
-
-// segmentOf is the one segment of a medium.
-func segmentOf(video string) string { return "seg_" + strings.TrimPrefix(video, "vid_") }
-
-// objectOf is a result as a compact JSON object: what an executor sent that is none stands under "result".
-func objectOf(raw json.RawMessage) json.RawMessage {
-	var compact bytes.Buffer
-	if len(raw) == 0 || json.Compact(&compact, unescaped(raw)) != nil || compact.String() == "null" {
-		return json.RawMessage("{}")
-	}
-	if !isObject(compact.Bytes()) {
-		return json.RawMessage(`{"result":` + compact.String() + `}`)
-	}
-	return compact.Bytes()
+	v, err := a.viewRun(ctx, r, maxRunMedia)
+	return &body[promptRun]{v}, err
 }

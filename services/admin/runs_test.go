@@ -304,6 +304,40 @@ func TestResultsOfARun(t *testing.T) {
 	w.do("GET", path+"?filtered_cursor=x", nil).refused(422, "validation_error", "cursor")
 }
 
+// A report that nobody can read, from a worker in whatever language, was buried by whoever counts them: media and runs are
+// shown as if it had not been sent.
+func TestMalformedReport(t *testing.T) {
+	w := newWorld(t)
+	index, prompt := w.index("a"), w.prompt("Log")
+	ids := w.media(index, 3)
+	must(t, store.WriteLines(t.Context(), w.documents, "list", seq([]event.RunMedium{{Video: ids[0]}, {Video: ids[1]}, {Video: ids[2]}})))
+	must(t, w.runs.Put(t.Context(), "run_1", store.Run{
+		ID: "run_1", Index: index, Prompt: prompt, Media: "list", Count: 3, Status: store.RunProcessing, CreatedAt: time.Now(),
+	}))
+	for i, said := range []string{"rubbish", `{"state":"failed","video_id":"` + ids[0] + `"}`, `{"state":"failed"}`} {
+		_, err := w.bus.Publish(t.Context(), bus.Message{Subject: w.bus.Subject("run", "report", "run_1", ids[i]), Data: []byte(said)})
+		must(t, err)
+	}
+	for i, want := range []string{"pending", "pending", "failed"} {
+		if a := w.do("GET", "/prompt-runs/run_1/videos/"+ids[i]+"/video-result", nil).want(200); a.str("status") != want {
+			t.Errorf("medium %d: %s", i, a.raw)
+		}
+		results := w.do("GET", "/prompt-runs/run_1/results?video_id="+ids[i], nil).want(200)
+		if said := len(results.at("data").([]any)) > 0; said != (want == "failed") {
+			t.Errorf("medium %d: %s", i, results.raw)
+		}
+	}
+	if l := w.do("GET", "/indexes/"+index+"/videos", nil).want(200); len(l.at("data").([]any)) != 3 {
+		t.Errorf("media: %s", l.raw)
+	}
+	if m := w.do("GET", "/prompt-runs/run_1/failed-segments", nil).want(200); m.at("failed_segments") != 1.0 || m.str("videos", 0, "video_id") != ids[2] {
+		t.Errorf("manifest: %s", m.raw)
+	}
+	if p := w.do("GET", "/workflow/runs/run_1/results", nil).want(200); p.str("unfiltered", "data", 0, "video_id") != ids[2] || p.at("unfiltered", "data", 1) != nil {
+		t.Errorf("results: %s", p.raw)
+	}
+}
+
 // A medium is shown with the run that followed its import and with those that somebody asked for; its list has also those
 // that have not come to it yet.
 func TestMediaAndTheirRuns(t *testing.T) {

@@ -2,9 +2,7 @@ package admin
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"net/url"
 	"path"
 	"slices"
@@ -41,6 +39,9 @@ type video struct {
 	Width       *int    `json:"width"`
 	Height      *int    `json:"height"`
 }
+
+// Video is a video that can be embedded: huma looks into embedded types only if they are exported.
+type Video = video
 
 // runStatus is where one medium stands in one run.
 type runStatus struct {
@@ -142,33 +143,25 @@ func (a *Admin) reportSubject(run, video string) string {
 	return a.bus.Subject("run", "report", run, video)
 }
 
-// reports returns the newest report of each subject that has one.
+// reports returns the report of each subject that has one.
 func (a *Admin) reports(ctx context.Context, subjects ...string) (map[string]event.Report, error) {
 	reports := make(map[string]event.Report, len(subjects))
 	for s, err := range a.bus.Last(ctx, topology.Reports, subjects...) {
 		if err != nil {
 			return nil, err
 		}
-		r, err := readReport(s)
-		if err != nil {
-			return nil, err
+		if r, ok := readReport(s); ok {
+			reports[s.Subject] = r
 		}
-		reports[s.Subject] = r
 	}
 	return reports, nil
 }
 
-// readReport decodes a report. The subject says what it is about, and the broker when it came if nobody else does.
-func readReport(s bus.Stored) (event.Report, error) {
-	var r event.Report
-	if err := json.Unmarshal(s.Data, &r); err != nil {
-		return r, fmt.Errorf("decode %s: %w", s.Subject, err)
-	}
-	r.Video = s.Subject[strings.LastIndexByte(s.Subject, '.')+1:]
-	if r.ReportedAt.IsZero() {
-		r.ReportedAt = s.Time
-	}
-	return r, nil
+// readReport returns a report, and false for one that is malformed: whoever counts reports has buried it, so it is as
+// if nothing had been said.
+func readReport(s bus.Stored) (event.Report, bool) {
+	r, err := event.ReadReport(s.Subject, s.Data, s.Time)
+	return r, err == nil
 }
 
 func viewVideo(m event.Medium) video {

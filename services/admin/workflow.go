@@ -93,33 +93,23 @@ func (a *Admin) workflowProcess(ctx context.Context, in *workflowProcess) (*body
 	if err := f.err(); err != nil {
 		return nil, err
 	}
-	video, audio := b.Segmentation, b.Segmentation
-	if audio == segmentSmart {
+	audio := b.Segmentation
+	if audio == segmentSmart { // of which audio has none
 		audio = ""
-	}
-	either := func(given, other *bool) *bool {
-		if given == nil {
-			return other
-		}
-		return given
 	}
 	e := execution{
 		Prompt:               b.Prompt,
 		Target:               runTarget{Type: "index", Index: orNull(b.Index)},
-		VideoSegmentation:    cmp.Or(b.VideoSegmentation, video, segmentSmart),
+		VideoSegmentation:    cmp.Or(b.VideoSegmentation, b.Segmentation, segmentSmart),
 		AudioSegmentation:    cmp.Or(b.AudioSegmentation, audio, segmentContent),
-		VideoSegmentDuration: b.VideoSegmentDuration, AudioSegmentDuration: b.AudioSegmentDuration, ProcessingModel: b.ProcessingModel,
-		EnableTranscription:  either(b.EnableTranscription, b.Transcription),
-		EnableImageEmbedding: either(b.EnableImageEmbedding, b.ImageEmbedding),
+		VideoSegmentDuration: cmp.Or(b.VideoSegmentDuration, b.FixedDuration),
+		AudioSegmentDuration: cmp.Or(b.AudioSegmentDuration, b.FixedDuration),
+		ProcessingModel:      b.ProcessingModel,
+		EnableTranscription:  cmp.Or(b.EnableTranscription, b.Transcription),
+		EnableImageEmbedding: cmp.Or(b.EnableImageEmbedding, b.ImageEmbedding),
 	}
 	if len(b.Videos) > 0 {
 		e.Target.Type, e.Target.Videos = "videos", b.Videos
-	}
-	if e.VideoSegmentDuration == nil {
-		e.VideoSegmentDuration = b.FixedDuration
-	}
-	if e.AudioSegmentDuration == nil {
-		e.AudioSegmentDuration = b.FixedDuration
 	}
 	var inline *store.Prompt
 	if b.Prompt == "" {
@@ -189,11 +179,8 @@ func (a *Admin) workflowResults(ctx context.Context, in *workflowResults) (*body
 		if err != nil {
 			return nil, err
 		}
-		report, err := readReport(s)
-		if err != nil {
-			return nil, err
-		}
-		if report.State == event.Processing {
+		report, ok := readReport(s)
+		if !ok || report.State == event.Processing {
 			continue
 		}
 		if len(results) == in.Limit {

@@ -126,9 +126,9 @@ func waiting(at store.ExportAutomation) bool {
 	return at.Enabled && !at.Paused && !at.HeldFrom.IsZero()
 }
 
-// catchUp exports what was held back by pauses that are over. The mark is taken away only then, so another exporter, or
-// this one when it is started again, goes on where this one stopped. It stays when somebody paused or resumed meanwhile:
-// a run held back by that pause may have ended behind the back of this listing.
+// catchUp exports what was held back by pauses that are over. The mark is taken away only then, so another exporter,
+// or this one when it is started again, goes on where this one stopped. It stays when somebody paused or resumed
+// meanwhile: a run held back by that pause may have ended behind the back of this listing.
 func (e *Exporter) catchUp(ctx context.Context) error {
 	due := make(map[string]store.ExportAutomation) // by index
 	for at, err := range e.automations.All(ctx) {

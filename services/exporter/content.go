@@ -1,7 +1,6 @@
 package exporter
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -25,8 +24,8 @@ import (
 //	index        the runs of the index, oldest first, each like that
 //	import_job   the job, and each of its files, as its report has them
 //
-// As JSON it is one document with the runs or the job as objects; as lines or CSV it is the results or files alone, each
-// with the ids of what it belongs to.
+// As JSON it is one document with the runs or the job as objects; as lines or CSV it is the results or files alone,
+// each with the ids of what it belongs to.
 
 // runHead are the members of a run that an export shows.
 type runHead struct {
@@ -124,12 +123,12 @@ func (f jobFile) cells() []string {
 
 // write makes the export. Memory stays constant, but for the ids of the runs of an index.
 func (e *Exporter) write(ctx context.Context, w io.Writer, x store.Export) error {
+	if x.Type == event.ExportOfJob {
+		return e.writeJob(ctx, w, x)
+	}
 	runs, err := e.runsOf(ctx, x)
 	if err != nil {
 		return err
-	}
-	if x.Type == event.ExportOfJob {
-		return e.writeJob(ctx, w, x)
 	}
 	f := newFormat(w, x, "runs", "results", resultColumns)
 	for _, id := range runs {
@@ -164,7 +163,7 @@ func (e *Exporter) runsOf(ctx context.Context, x store.Export) ([]string, error)
 	case x.Type == event.ExportOfRun:
 		return []string{x.Target}, nil
 	case x.Type != event.ExportOfIndex:
-		return nil, nil
+		return nil, bus.Poison(fmt.Errorf("an export of type %q is not known here", x.Type))
 	case len(x.Runs) > 0:
 		return x.Runs, nil
 	}
@@ -199,9 +198,16 @@ func headOf(r store.Run) runHead {
 // joinChunk is how many media are looked up at a time. Their results are in memory together, up to a megabyte each.
 const joinChunk = 100
 
-// results yields what a run says about each of its media, in the order of its list.
+// results yields what a run says about each of its media, in the order of its list. A run that ended before it had one,
+// because it was cancelled or could not be made, says nothing; one that is still being made is worth another attempt.
 func (e *Exporter) results(ctx context.Context, run store.Run) iter.Seq2[result, error] {
 	return func(yield func(result, error) bool) {
+		if run.Media == "" {
+			if !run.Status.Terminal() {
+				yield(result{}, fmt.Errorf("the media of the prompt run %s are not listed yet", run.ID))
+			}
+			return
+		}
 		chunk := make([]event.RunMedium, 0, joinChunk)
 		flush := func() bool {
 			joined, err := e.join(ctx, run, chunk)
@@ -265,15 +271,11 @@ func (e *Exporter) join(ctx context.Context, run store.Run, media []event.RunMed
 		if err != nil {
 			return nil, err
 		}
-		var r event.Report
-		if err := json.Unmarshal(s.Data, &r); err != nil {
-			return nil, fmt.Errorf("decode %s: %w", s.Subject, err)
+		r, err := event.ReadReport(s.Subject, s.Data, s.Time)
+		if err != nil {
+			continue // whoever counts reports has buried it
 		}
-		i, ok := place[r.Video]
-		if !ok {
-			continue // its body names another medium than its subject: the tracker buries such
-		}
-		rows[i].report(r, s.Time)
+		rows[place[r.Video]].report(r)
 	}
 	entries, err := e.sources(ctx, run.Index, ids)
 	if err != nil {
@@ -295,10 +297,10 @@ func (e *Exporter) sources(ctx context.Context, index string, ids []event.Medium
 	return e.ledger.Get(ctx, index, ids...)
 }
 
-func (r *result) report(said event.Report, stored time.Time) {
+func (r *result) report(said event.Report) {
 	switch said.State {
 	case event.Successful:
-		r.Status, r.Metadata = completed, objectOf(said.Result)
+		r.Status, r.Metadata = completed, event.ResultObject(said.Result)
 	case event.Unsuccessful:
 		r.Status, r.Error = failed, orNull(cmp.Or(said.Error, "failed"))
 	default:
@@ -306,21 +308,6 @@ func (r *result) report(said event.Report, stored time.Time) {
 		return
 	}
 	r.ExecutedAt = stamp(said.ReportedAt)
-	if said.ReportedAt.IsZero() {
-		r.ExecutedAt = stamp(stored)
-	}
-}
-
-// objectOf is a result as a compact JSON object: what an executor sent that is none stands under "result".
-func objectOf(raw json.RawMessage) json.RawMessage {
-	var b bytes.Buffer
-	if len(raw) == 0 || json.Compact(&b, raw) != nil || b.String() == "null" {
-		return json.RawMessage("{}")
-	}
-	if b.Bytes()[0] != '{' {
-		return json.RawMessage(`{"result":` + b.String() + `}`)
-	}
-	return b.Bytes()
 }
 
 func (e *Exporter) writeJob(ctx context.Context, w io.Writer, x store.Export) error {

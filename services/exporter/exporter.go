@@ -1,5 +1,5 @@
-// Package exporter answers "where to?": it makes files of what runs and jobs have brought, for download or in the storage
-// of a connector, when somebody asks and after each run of an index with an export automation.
+// Package exporter answers "where to?": it makes files of what runs and jobs have brought, for download or in the
+// storage of a connector, when somebody asks and after each run of an index with an export automation.
 //
 //	POST /exports/… ──▶ export.requested ──▶ attempt counted ──▶ file written ──▶ record completed ──▶ event, settled
 //	run completed ──▶ automation ──┘  ▲                               │
@@ -93,7 +93,6 @@ type Exporter struct {
 	exports     *Exports
 	automations *store.Register[store.ExportAutomation]
 	connectors  *store.Register[store.Connector]
-	indexes     *store.Register[store.Index]
 	jobs        *store.Register[store.Job]
 	runs        *store.Register[store.Run]
 	documents   *store.Documents
@@ -149,9 +148,6 @@ func (e *Exporter) open(ctx context.Context) (err error) {
 		return err
 	}
 	if e.connectors, err = store.Open[store.Connector](ctx, b, topology.Connectors); err != nil {
-		return err
-	}
-	if e.indexes, err = store.Open[store.Index](ctx, b, topology.Indexes); err != nil {
 		return err
 	}
 	if e.jobs, err = store.Open[store.Job](ctx, b, topology.JobRecords); err != nil {

@@ -2,6 +2,7 @@ package exporter
 
 import (
 	"bytes"
+	"context"
 	"encoding/csv"
 	"encoding/json"
 	"errors"
@@ -363,6 +364,55 @@ func TestContent(t *testing.T) {
 	}
 }
 
+// A run that was cancelled before its media were listed has no results, and does not stand in the way of the others on its
+// index. One whose list is being made is waited for.
+func TestRunWithoutList(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.run("run_1", 2)
+	unlisted := func(status store.RunStatus) func(*store.Run) {
+		return func(r *store.Run) { r.Media, r.Status = "", status }
+	}
+	w.run("run_cancelled", 0, unlisted(store.RunCancelled))
+	w.start()
+	x := w.completed(w.ask(event.ExportRequested{Type: event.ExportOfIndex, Target: index, Format: event.FormatLines}).ID)
+	if n := bytes.Count(w.content(x), []byte("\n")); n != 2 || x.Attempts != 1 {
+		t.Errorf("%d results after %d attempts", n, x.Attempts)
+	}
+	w.run("run_new", 0, unlisted(store.RunPending))
+	x = w.ended(w.ask(event.ExportRequested{Type: event.ExportOfRun, Target: "run_new"}).ID)
+	if x.Status != store.ExportFailed || x.Attempts != MaxAttempts || !strings.Contains(x.LastError, "run_new are not listed yet") {
+		t.Errorf("%+v", x)
+	}
+}
+
+// The subject of a report decides what it is about, so its body may leave that out; a report that nobody can read was buried
+// by whoever counts them, and does not stand in the way of what the others say.
+func TestReports(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.run("run_1", 3)
+	for i, said := range []string{"rubbish", `{"state":"successful","result":["car"]}`} {
+		id, _ := medium("run_1", i)
+		_, err := w.bus.Publish(t.Context(), bus.Message{Subject: w.bus.Subject("run", "report", "run_1", id.String()), Data: []byte(said)})
+		must(t, err)
+	}
+	w.start()
+	x := w.completed(w.ask(event.ExportRequested{Type: event.ExportOfRun, Target: "run_1", Format: event.FormatLines}).ID)
+	var statuses []string
+	for line := range bytes.Lines(w.content(x)) {
+		var r result
+		must(t, json.Unmarshal(line, &r))
+		statuses = append(statuses, r.Status+" "+string(r.Metadata))
+		if (r.ExecutedAt != nil) != (r.Status == completed) {
+			t.Errorf("%s", line)
+		}
+	}
+	if want := []string{"pending {}", `completed {"result":["car"]}`, "pending {}"}; !slices.Equal(statuses, want) {
+		t.Errorf("%q, want %q", statuses, want)
+	}
+}
+
 // The columns of a table are the members of the rows, in their order.
 func TestColumns(t *testing.T) {
 	t.Parallel()
@@ -534,7 +584,7 @@ func TestBucket(t *testing.T) {
 	}
 }
 
-// An attempt that kills its process counts; one that is ended by a shutdown does not.
+// An attempt that kills its process counts, and nothing of it stays; one that is ended by a shutdown does not count.
 func TestAttempts(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -546,6 +596,8 @@ func TestAttempts(t *testing.T) {
 		_, err := dying.begin(t.Context(), event.ExportRequested{Export: x.ID})
 		must(t, err)
 	}
+	left, err := dying.make(t.Context(), x) // and died before it was on record
+	must(t, err)
 	y := w.ask(event.ExportRequested{Type: event.ExportOfRun, Target: "run_1"})
 	begun, err := dying.begin(t.Context(), event.ExportRequested{Export: y.ID})
 	must(t, err)
@@ -556,6 +608,50 @@ func TestAttempts(t *testing.T) {
 	}
 	if y = w.completed(y.ID); y.Attempts != 1 {
 		t.Errorf("given back: %+v", y)
+	}
+	if _, err := w.docs.Find(t.Context(), left.document); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("what the last attempt left: %v", err)
+	}
+}
+
+// interrupted is storage that ends the process, as it were, once the file is whole.
+type interrupted struct {
+	connector.Writer
+	end context.CancelFunc
+}
+
+func (w interrupted) Sync(ctx context.Context, keys ...string) error {
+	err := w.Writer.Sync(ctx, keys...)
+	w.end()
+	return err
+}
+
+type interruptedDestinations struct {
+	*connector.Opener
+	end context.CancelFunc
+}
+
+func (d interruptedDestinations) Writer(ctx context.Context, c store.Connector) (connector.Writer, error) {
+	w, err := d.Opener.Writer(ctx, c)
+	return interrupted{w, d.end}, err
+}
+
+// A shutdown that comes between file and record does not cost an attempt, nor another file.
+func TestShutdownBehindTheFile(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.run("run_1", 1)
+	x := w.ask(event.ExportRequested{Type: event.ExportOfRun, Target: "run_1", Connector: "outbox", BasePath: "exports"})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	e := w.exporter()
+	e.destinations = interruptedDestinations{w.opener, cancel}
+	must(t, e.open(ctx))
+	data, err := json.Marshal(event.ExportRequested{Export: x.ID, Target: x.Target})
+	must(t, err)
+	must(t, e.carryOut(ctx, &bus.Delivery{Data: data}))
+	if x = w.completed(x.ID); ctx.Err() == nil || x.Attempts != 1 || !slices.Equal(w.events(x.ID), []string{"export.ready"}) {
+		t.Errorf("%+v, events %v", x, w.events(x.ID))
 	}
 }
 

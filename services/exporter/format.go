@@ -26,8 +26,8 @@ type format interface {
 	close() error
 }
 
-// newFormat returns the format of x. In JSON, outer and inner are what the lists of groups and of rows are called; in CSV
-// columns are the heading.
+// newFormat returns the format of x. In JSON, outer and inner are what the lists of groups and of rows are called; in
+// CSV columns are the heading.
 func newFormat(w io.Writer, x store.Export, outer, inner string, columns []string) format {
 	buf := bufio.NewWriterSize(w, 64<<10)
 	switch x.Format {

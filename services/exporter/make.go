@@ -1,6 +1,7 @@
 package exporter
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,6 +40,9 @@ func (e *Exporter) carryOut(ctx context.Context, d *bus.Delivery) error {
 		if ctx.Err() != nil && cause != nil {
 			return errors.Join(ctx.Err(), e.giveBack(context.WithoutCancel(ctx), x))
 		}
+		// What is left are a few writes. A shutdown that begins now does not stop them: else a file that is whole would
+		// have cost an attempt and be made again.
+		ctx = context.WithoutCancel(ctx)
 		if x, err = e.end(ctx, x, made, cause); err != nil {
 			return err
 		}
@@ -144,13 +148,17 @@ func shortened(err error) string {
 	return s
 }
 
-// noIndex stands where the subject of an event names an index and the export has none.
-const noIndex = "-"
-
 // settle announces the end of an export, once it is on record. A crash in between announces it again under the same id.
+// What a download that failed has left, of an attempt that died between file and record, is removed first: later nobody
+// would know of it.
 func (e *Exporter) settle(ctx context.Context, x store.Export) error {
 	if x.Settled || x.ID == "" {
 		return nil
+	}
+	if x.Status == store.ExportFailed && x.Connector == "" {
+		if err := e.documents.Delete(ctx, documentOf(x)); err != nil {
+			return err
+		}
 	}
 	typ := event.ExportReady
 	data := event.ExportEvent{
@@ -159,11 +167,7 @@ func (e *Exporter) settle(ctx context.Context, x store.Export) error {
 	if x.Status == store.ExportFailed {
 		typ, data.Error = event.ExportFailed, x.LastError
 	}
-	index := x.Index
-	if index == "" {
-		index = noIndex
-	}
-	ev, err := bus.NewEvent(typ, index, x.ID, x.EndedAt, data)
+	ev, err := bus.NewEvent(typ, cmp.Or(x.Index, bus.NoIndex), x.ID, x.EndedAt, data)
 	if err != nil {
 		return err
 	}
@@ -186,6 +190,9 @@ func (e *Exporter) settle(ctx context.Context, x store.Export) error {
 // FileName is what the file of an export is called: the same for each attempt.
 func FileName(x store.Export) string { return x.Target + "-" + x.ID + "." + string(x.Format) }
 
+// documentOf is where the file of a download is kept.
+func documentOf(x store.Export) string { return "exports/" + FileName(x) }
+
 // ContentTypes are what the formats are on the wire.
 var ContentTypes = map[event.ExportFormat]string{
 	event.FormatJSON:  "application/json",
@@ -198,7 +205,7 @@ func (e *Exporter) make(ctx context.Context, x store.Export) (file, error) {
 	if x.Connector != "" {
 		return e.deliver(ctx, x)
 	}
-	f := file{document: "exports/" + FileName(x), uri: "millrace://exports/" + FileName(x)}
+	f := file{document: documentOf(x), uri: "millrace://" + documentOf(x)}
 	r := e.content(ctx, x)
 	defer func() { _ = r.Close() }()
 	var err error

@@ -23,7 +23,8 @@ type Writer interface {
 }
 
 // Writer opens the storage of a connector for writing. Keys are those of the whole bucket or folder; what leads out of a
-// folder, also by way of a symbolic link, is refused. The caller closes it.
+// folder, also by way of a symbolic link, is refused. It fails with ErrDisabled, and with errors.ErrUnsupported when there
+// is no driver, see store.Connector.HasDriver. The caller closes the Writer.
 func (o *Opener) Writer(ctx context.Context, c store.Connector) (Writer, error) {
 	if c.Status == "disabled" {
 		return nil, fmt.Errorf("connector %s: %w", c.ID, ErrDisabled)

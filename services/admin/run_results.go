@@ -6,14 +6,28 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"strconv"
 	"strings"
-	"time"
 
 	"millrace/shared/event"
 	"millrace/shared/store"
 	"millrace/shared/topology"
 )
+
+// segmentResult is what an executor said about one medium.
+type segmentResult struct {
+	SegmentID     string          `json:"segment_id"`
+	ResultType    string          `json:"result_type" enum:"segment"`
+	Run           string          `json:"run_id"`
+	Prompt        string          `json:"prompt_id"`
+	Video         string          `json:"video_id"`
+	ExecutedAt    string          `json:"executed_at" format:"date-time"`
+	Metadata      json.RawMessage `json:"metadata" doc:"the result, an object"`
+	MetadataText  string          `json:"metadata_text" doc:"the same as text"`
+	Extracted     bool            `json:"field_extraction_succeeded" doc:"false: error_message says why there is no result"`
+	ErrorMessage  *string         `json:"error_message"`
+	ThumbnailSeen bool            `json:"thumbnail_available"`
+	GIFSeen       bool            `json:"gif_available"`
+}
 
 // videoResult is what an executor said about one medium as a whole. It answers once per medium, so this and the one
 // segment of the medium say the same.
@@ -74,6 +88,13 @@ type segmentRetry struct {
 	Message   string `json:"message"`
 }
 
+type runResults struct {
+	ID     string `path:"run_id"`
+	Video  string `query:"video_id" required:"true"`
+	Limit  int    `query:"limit" minimum:"1" maximum:"100" default:"50"`
+	Cursor string `query:"cursor" maxLength:"512" doc:"pagination.next_cursor of the page before"`
+}
+
 type runVideoPath struct {
 	ID    string `path:"run_id"`
 	Video string `path:"video_id"`
@@ -92,24 +113,15 @@ type runRetryPath struct {
 	Retry   string `path:"retry_id"`
 }
 
-type runsOfIndex struct {
-	ID     string `path:"index_id"`
-	Limit  int    `query:"limit" minimum:"1" maximum:"100" default:"50"`
-	Cursor string `query:"cursor" maxLength:"512" doc:"pagination.next_cursor of the page before"`
-}
-
 // maxListedFailures bounds the failed media that a manifest lists.
 const maxListedFailures = 1000
 
 func (a *Admin) runMoreRoutes() {
 	const tag = "Prompt runs"
 	register(a, route{
-		method: "GET", path: "/indexes/{index_id}/prompt-runs", scope: read, tag: tag, summary: "List the prompt runs of an index", about: "Newest first.",
-	}, a.runsOfIndex)
-	register(a, route{
-		method: "POST", path: "/prompt-runs/{run_id}/cancel", scope: write, tag: tag, summary: "Cancel a prompt run",
-		about: "Once this is answered nothing more is counted into the run, and executors stop. 400 when it has ended otherwise.",
-	}, a.cancelRun)
+		method: "GET", path: "/prompt-runs/{run_id}/results", scope: read, tag: tag, summary: "Get the results of one medium",
+		about: "Complete once the run has ended.",
+	}, a.runResults)
 	register(a, route{
 		method: "GET", path: "/prompt-runs/{run_id}/videos/{video_id}/video-result", scope: read, tag: tag,
 		summary: "Get the result of one medium as a whole",
@@ -132,90 +144,49 @@ func (a *Admin) runMoreRoutes() {
 	}, a.llmCalls)
 }
 
-func (a *Admin) runsOfIndex(ctx context.Context, in *runsOfIndex) (*body[page[promptRun]], error) {
-	if _, err := lookUp(ctx, a.indexes, "index", in.ID); err != nil {
-		return nil, err
-	}
-	list := "prompt runs of " + in.ID
-	position, err := openCursor(list, in.Cursor)
+func (a *Admin) runResults(ctx context.Context, in *runResults) (*body[page[segmentResult]], error) {
+	r, err := lookUp(ctx, a.runs, "prompt_run", in.ID)
 	if err != nil {
 		return nil, err
 	}
-	behind, err := readRunPosition(position)
+	if _, err := event.ParseMediumID(in.Video); err != nil {
+		return nil, invalid("video_id", "must be the id of a medium, such as vid_…")
+	}
+	if _, err := openCursor("results", in.Cursor); err != nil {
+		return nil, err
+	}
+	reports, err := a.reports(ctx, a.reportSubject(r.ID, in.Video))
 	if err != nil {
 		return nil, err
 	}
-	newest := newestOf[store.Run]{limit: in.Limit + 1, created: runCreated}
-	for r, err := range a.runs.All(ctx) {
-		if err != nil {
-			return nil, err
-		}
-		if r.Index == in.ID && behind.precedes(r) {
-			newest.add(r)
+	results := make([]segmentResult, 0, 1)
+	for _, report := range reports {
+		if report.State != event.Processing {
+			results = append(results, viewResult(r, report))
 		}
 	}
-	runs, next := newest.sorted(), ""
-	if len(runs) > in.Limit {
-		runs = runs[:in.Limit]
-		next = positionOf(runs[in.Limit-1]).String()
-	}
-	views, err := a.viewRuns(ctx, runs)
-	return &body[page[promptRun]]{newPage(views, in.Limit, sealCursor(list, next))}, err
+	return &body[page[segmentResult]]{newPage(results, in.Limit, "")}, nil
 }
 
-// runPosition is a place in a list of runs, the newest first: behind the run of this id, created then.
-type runPosition struct {
-	created int64 // Unix time, in nanoseconds
-	id      string
+func viewResult(r store.Run, report event.Report) segmentResult {
+	metadata := resultOf(report)
+	v := segmentResult{
+		SegmentID: segmentOf(report.Video), ResultType: "segment",
+		Run: r.ID, Prompt: r.Prompt, Video: report.Video, ExecutedAt: stamp(report.ReportedAt),
+		Metadata: metadata, MetadataText: string(metadata), Extracted: report.State == event.Successful,
+	}
+	if !v.Extracted {
+		v.ErrorMessage = orNull(cmp.Or(report.Error, "failed"))
+	}
+	return v
 }
 
-func positionOf(r store.Run) runPosition { return runPosition{r.CreatedAt.UnixNano(), r.ID} }
+// segmentOf is the one segment of a medium.
+func segmentOf(video string) string { return "seg_" + strings.TrimPrefix(video, "vid_") }
 
-func (p runPosition) String() string { return strconv.FormatInt(p.created, 36) + "." + p.id }
-
-// readRunPosition is the inverse of String; "" is the place before all.
-func readRunPosition(s string) (runPosition, error) {
-	if s == "" {
-		return runPosition{}, nil
-	}
-	at, id, _ := strings.Cut(s, ".")
-	created, err := strconv.ParseInt(at, 36, 64)
-	if err != nil || !wellFormed.MatchString(id) {
-		return runPosition{}, badCursor()
-	}
-	return runPosition{created, id}, nil
-}
-
-// precedes reports whether a run comes behind the position.
-func (p runPosition) precedes(r store.Run) bool {
-	return p.id == "" || cmp.Or(cmp.Compare(r.CreatedAt.UnixNano(), p.created), cmp.Compare(r.ID, p.id)) < 0
-}
-
-// cancelRun ends a run. Whoever counts reports leaves it alone from then on, and executors look at or watch its record.
-func (a *Admin) cancelRun(ctx context.Context, in *runPath) (*body[promptRun], error) {
-	if !wellFormed.MatchString(in.ID) {
-		return nil, notFound("prompt_run", in.ID)
-	}
-	now := time.Now().UTC()
-	r, _, err := a.runs.Modify(ctx, in.ID, func(r *store.Run) error {
-		switch {
-		case r.ID == "":
-			return notFound("prompt_run", in.ID)
-		case r.Status == store.RunCancelled:
-			return store.ErrUnchanged
-		case r.Status.Terminal():
-			return newProblem(http.StatusBadRequest, "prompt_run_not_cancellable",
-				"The prompt run %s is %s; only a pending or processing one can be cancelled.", in.ID, r.Status).
-				with("run_id", in.ID).with("status", string(r.Status))
-		}
-		r.Status, r.EndedAt = store.RunCancelled, now
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	v, err := a.viewRun(ctx, r, maxRunMedia)
-	return &body[promptRun]{v}, err
+// resultOf is the result of a report as clients see it.
+func resultOf(report event.Report) json.RawMessage {
+	return event.ResultObject(unescaped(report.Result))
 }
 
 func (a *Admin) videoResult(ctx context.Context, in *runVideoPath) (*body[videoResult], error) {
@@ -226,11 +197,12 @@ func (a *Admin) videoResult(ctx context.Context, in *runVideoPath) (*body[videoR
 	if _, err := event.ParseMediumID(in.Video); err != nil {
 		return nil, notFound("video", in.Video)
 	}
-	reports, err := a.reports(ctx, a.reportSubject(r.ID, in.Video))
+	subject := a.reportSubject(r.ID, in.Video)
+	reports, err := a.reports(ctx, subject)
 	if err != nil {
 		return nil, err
 	}
-	for _, report := range reports {
+	if report, ok := reports[subject]; ok {
 		return &body[videoResult]{viewVideoResult(r, report)}, nil
 	}
 	part, err := a.partOf(ctx, r, in.Video)
@@ -246,7 +218,7 @@ func (a *Admin) videoResult(ctx context.Context, in *runVideoPath) (*body[videoR
 }
 
 func viewVideoResult(r store.Run, report event.Report) videoResult {
-	metadata := objectOf(report.Result)
+	metadata := resultOf(report)
 	v := videoResult{
 		ResultType: "video", Run: r.ID, Prompt: r.Prompt, Video: report.Video, ExecutedAt: stamp(report.ReportedAt),
 		Metadata: metadata, MetadataText: string(metadata),
@@ -279,11 +251,8 @@ func (a *Admin) failedSegments(ctx context.Context, in *runPath) (*body[failureM
 		if err != nil {
 			return nil, err
 		}
-		report, err := readReport(s)
-		if err != nil {
-			return nil, err
-		}
-		if report.State != event.Unsuccessful || failed[report.Video] {
+		report, ok := readReport(s)
+		if !ok || report.State != event.Unsuccessful || failed[report.Video] {
 			continue
 		}
 		failed[report.Video] = true

@@ -1,0 +1,27 @@
+package connector
+
+import (
+	"errors"
+	"testing"
+
+	"millrace/shared/store"
+)
+
+// What a record says of its driver holds for writing too.
+func TestWriterHasDriver(t *testing.T) {
+	dir := t.TempDir()
+	o, err := New(Config{AllowDirs: []string{dir}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, provider := range []string{"dir", "gcs", "s3", "azure"} {
+		c := store.Connector{ID: "c", Provider: provider, Path: dir, Bucket: "b", EndpointURL: "http://127.0.0.1:1"}
+		w, err := o.Writer(t.Context(), c)
+		if err == nil {
+			_ = w.Close()
+		}
+		if unsupported := errors.Is(err, errors.ErrUnsupported); unsupported == c.HasDriver() || (err != nil) != unsupported {
+			t.Errorf("%s: has a driver %v, opening it: %v", provider, c.HasDriver(), err)
+		}
+	}
+}
