@@ -13,9 +13,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"millrace/shared/event"
-	"millrace/shared/store"
 )
 
 // probe is what the tables know of one operation. Paths are below the base; {…} in unknown are ids that nothing has.
@@ -401,14 +398,7 @@ func (p probe) repeated(w *world, name string, f fixture) {
 	path = again()
 	before := send(path, "", "key-4", nil).want(ok)
 	plain, _, _ := strings.Cut(path, "?")
-	_, _, err := w.answers.Modify(t.Context(), event.DerivedID("op", "usr_1", method, base+plain, "key-4"), func(a *store.Answer) error {
-		if a.Status != ok {
-			t.Errorf("%s: kept %+v", name, a)
-		}
-		*a = store.Answer{Request: a.Request, Process: "test", Attempt: "dead"}
-		return nil
-	})
-	must(t, err)
+	w.crash(method, plain, "key-4")
 	after := send(path, "", "key-4", nil).want(ok)
 	made, _ := before.body.(map[string]any)
 	for member, value := range made {
