@@ -173,7 +173,9 @@ func (a *Admin) dead(ctx context.Context, id string) (letter, jetstream.Stream, 
 }
 
 // replayDead publishes first and removes the letter then, so that nothing is lost between the two. The message id lets
-// the broker drop what two replays of one letter publish; every handler takes a repetition for one anyway.
+// the broker drop what a second replay of the letter publishes within two minutes, at the same time or after a crash
+// between the two; later it comes twice, and every handler takes a repetition for one. After a crash behind the removal
+// a request that is repeated hears that there is no such letter.
 func (a *Admin) replayDead(ctx context.Context, in *deadPath) (*body[replayedDead], error) {
 	d, s, err := a.dead(ctx, in.ID)
 	if errors.Is(err, errGone) {

@@ -42,7 +42,8 @@ import (
 //	  └─ the process died before it kept an answer: the next who sends the request carries it out again
 //
 // That last step does no harm because what is created gets its id from the request (newID) and is left alone when it is
-// there (create), and because what cannot be done twice remembers which request did it (operation.id).
+// there (create), and because what cannot be done twice remembers which request did it (operation.id), or is used up by
+// it: a dead letter that was replayed and a delivery that was retried refuse the second time.
 
 // operation is what a client wants done once.
 type operation struct {
