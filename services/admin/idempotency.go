@@ -16,8 +16,6 @@ import (
 	"log/slog"
 	"maps"
 	"math"
-	"mime"
-	"mime/multipart"
 	"net/http"
 	"slices"
 	"strconv"
@@ -143,37 +141,16 @@ func (d digest) body(data []byte, contentType string, raw bool) {
 		d.add(canonical(data))
 		return
 	}
-	t, params, err := mime.ParseMediaType(contentType)
-	if err == nil && t == "multipart/form-data" {
-		if form, ok := parts(data, params["boundary"]); ok {
-			for _, name := range slices.Sorted(maps.Keys(form)) {
-				for _, content := range form[name] {
-					d.add([]byte(name))
-					d.add(content)
-				}
-			}
-			return
-		}
+	form, ok := formParts(contentType, data)
+	if !ok {
+		d.add(data)
+		return
 	}
-	d.add(data)
-}
-
-// parts reads a form: contents by name, in order. A boundary is the client's whim, and so is the order of names.
-func parts(data []byte, boundary string) (form map[string][][]byte, ok bool) {
-	form = make(map[string][][]byte)
-	for r := multipart.NewReader(bytes.NewReader(data), boundary); ; {
-		p, err := r.NextPart()
-		if errors.Is(err, io.EOF) {
-			return form, true
+	for _, name := range slices.Sorted(maps.Keys(form)) { // the order of names is the client's whim, and so is a boundary
+		for _, content := range form[name] {
+			d.add([]byte(name))
+			d.add(content)
 		}
-		if err != nil {
-			return nil, false
-		}
-		content, err := io.ReadAll(p)
-		if err != nil {
-			return nil, false
-		}
-		form[p.FormName()] = append(form[p.FormName()], content)
 	}
 }
 
