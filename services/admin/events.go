@@ -133,6 +133,26 @@ func (a *Admin) followEvents(ctx context.Context, in *followEvents) (*huma.Strea
 	if err != nil {
 		return nil, err
 	}
+	ending, ok := a.feeds.begin() // first: what is refused shall cost the broker nothing
+	if !ok {
+		p := newProblem(http.StatusServiceUnavailable, "too_many_event_streams",
+			"%d event streams are open here already. Close one, or try again later.", maxFeeds)
+		p.retryAfter = 5
+		return nil, p
+	}
+	consumer, err := a.eventConsumer(ctx, filters, in)
+	if err != nil {
+		a.feeds.done()
+		return nil, err
+	}
+	return &huma.StreamResponse{Body: func(hctx huma.Context) {
+		defer a.feeds.done()
+		r, w := humago.Unwrap(hctx)
+		a.feed(w, r, consumer, ending)
+	}}, nil
+}
+
+func (a *Admin) eventConsumer(ctx context.Context, filters []string, in *followEvents) (jetstream.Consumer, error) {
 	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: filters}
 	if err := a.resume(ctx, &cfg, in.LastID, in.LastQuery); err != nil {
 		return nil, err
@@ -141,17 +161,7 @@ func (a *Admin) followEvents(ctx context.Context, in *followEvents) (*huma.Strea
 	if err != nil {
 		return nil, fmt.Errorf("follow events: %w", err)
 	}
-	ending, ok := a.feeds.begin()
-	if !ok {
-		p := newProblem(http.StatusServiceUnavailable, "too_many_event_streams", "%d event streams are open here already. Close one, or try again later.", maxFeeds)
-		p.retryAfter = 5
-		return nil, p
-	}
-	return &huma.StreamResponse{Body: func(hctx huma.Context) {
-		defer a.feeds.done()
-		r, w := humago.Unwrap(hctx)
-		a.feed(w, r, consumer, ending)
-	}}, nil
+	return consumer, nil
 }
 
 // An event's id on this stream is its place in the broker's and the time it was stored: the place finds it fast, and the
