@@ -52,7 +52,8 @@ func (a *Admin) viewDead(id string, d event.Dead) deadLetter {
 	return v
 }
 
-// deadID names a letter by its place in the stream, and by what it says: after a restore the same place can hold another.
+// deadID names a letter by its place in the stream, and by what it says: after a restore the same place can hold
+// another.
 func deadID(seq uint64, data []byte) string {
 	sum := sha256.Sum256(data)
 	return fmt.Sprintf("dead_%s_%x", strconv.FormatUint(seq, 36), sum[:6])
@@ -92,7 +93,7 @@ func (a *Admin) deadRoutes() {
 func (a *Admin) listDead(ctx context.Context, in *listDead) (*body[page[deadLetter]], error) {
 	service := "*"
 	if in.Service != "" {
-		if !wellFormed.MatchString(in.Service) {
+		if !event.IsToken(in.Service) {
 			return nil, invalid("service", "must be the name of a service, such as scanner")
 		}
 		service = in.Service

@@ -97,7 +97,7 @@ func (in *followEvents) filters(subject func(...string) string) ([]string, error
 	var f fieldErrors
 	if in.Index != "" {
 		index = in.Index
-		if !wellFormed.MatchString(index) {
+		if !event.IsToken(index) {
 			f.add("index_id", "must be the id of an index")
 		}
 	}
@@ -164,8 +164,8 @@ func (a *Admin) eventConsumer(ctx context.Context, filters []string, in *followE
 	return consumer, nil
 }
 
-// An event's id on this stream is its place in the broker's and the time it was stored: the place finds it fast, and the
-// time tells whether that place still holds what it did, which after a restore it need not.
+// An event's id on this stream is its place in the broker's and the time it was stored: the place finds it fast, and
+// the time tells whether that place still holds what it did, which after a restore it need not.
 func feedID(seq uint64, stored time.Time) string {
 	return strconv.FormatUint(seq, 36) + "-" + strconv.FormatInt(stored.UnixNano(), 36)
 }
@@ -258,8 +258,8 @@ func (a *Admin) feed(w http.ResponseWriter, r *http.Request, consumer jetstream.
 	}
 }
 
-// allowed reports whether the key of a request that was let in would be let in still. A broker that does not answer says
-// nothing about keys.
+// allowed reports whether the key of a request that was let in would be let in still. A broker that does not answer
+// says nothing about keys.
 func (a *Admin) allowed(r *http.Request, need scope) bool {
 	key, err := a.keys.find(r.Context(), credential(r))
 	if errors.Is(err, store.ErrNotFound) {

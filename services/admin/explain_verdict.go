@@ -35,8 +35,8 @@ func (s *story) outcome(at explainedInterest) string {
 	return "Nothing yet: it was not noticed. A listing will find it."
 }
 
-// standing is where the object stands in an index, "" for nowhere: in a job, or settled. Of several versions the one that
-// the storage holds now counts, else the one that was settled last.
+// standing is where the object stands in an index, "" for nowhere: in a job, or settled. Of several versions the one
+// that the storage holds now counts, else the one that was settled last.
 func (s *story) standing(index string) string {
 	for _, f := range s.files {
 		if f.Index == index && !f.State.Final() {
