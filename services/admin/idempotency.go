@@ -239,7 +239,7 @@ func (a *Admin) once(ctx huma.Context, op operation, rt route, handle func(huma.
 		return
 	}
 
-	rec := &recorded{header: make(http.Header)}
+	rec := &answer{header: make(http.Header)}
 	stop := c.beat()
 	defer func() {
 		stop()
@@ -262,22 +262,6 @@ func (a *Admin) once(ctx huma.Context, op operation, rt route, handle func(huma.
 	maps.Copy(w.Header(), rec.header)
 	w.WriteHeader(rec.status)
 	_, _ = w.Write(rec.body.Bytes())
-}
-
-// recorded is an answer that has yet to be sent.
-type recorded struct {
-	header http.Header
-	status int
-	body   bytes.Buffer
-}
-
-func (w *recorded) Header() http.Header { return w.header }
-
-func (w *recorded) WriteHeader(status int) { w.status = cmp.Or(w.status, status) }
-
-func (w *recorded) Write(p []byte) (int, error) {
-	w.WriteHeader(http.StatusOK)
-	return w.body.Write(p)
 }
 
 // enter waits until the operation is not under way in this process.
