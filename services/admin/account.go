@@ -80,7 +80,7 @@ func (a *Admin) accountRoutes() {
 func (a *Admin) rateLimits(ctx context.Context, _ *none) (*body[rateLimits], error) {
 	limits := rateLimits{UserID: owner, PlanID: "self_hosted", Categories: make(map[category]categoryUse)}
 	if asked, ok := ctx.Value(askedKey{}).(*asked); ok {
-		limits.Categories = a.limiter.status(asked.key, time.Now())
+		limits.Categories = a.limiter.status(asked.key)
 	}
 	return &body[rateLimits]{limits}, nil
 }

@@ -1,6 +1,6 @@
-// Package admin is how people and clients see and steer: HTTP under /api/v2, and the same as NATS requests and commands,
-// with one set of handlers behind all three. It is never in the way of a file; with every admin stopped, files are found,
-// imported and run all the same.
+// Package admin is how people and clients see and steer: HTTP under /api/v2, and the same as NATS requests and
+// commands, with one set of handlers behind all three. It is never in the way of a file; with every admin stopped,
+// files are found, imported and run all the same.
 //
 // What a request changes is a record or a message on the bus, nothing else, so any number of admins may run side by
 // side. Each request is answered only when what it asked for is durable.

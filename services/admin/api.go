@@ -101,7 +101,7 @@ func (a *Admin) routes() http.Handler {
 	a.automationRoutes()
 	a.windowRoutes()
 	a.runRoutes()
-	a.runMoreRoutes()
+	a.runResultRoutes()
 	a.executeRoutes()
 	a.videoRoutes()
 	a.mediaRoutes()
@@ -483,12 +483,10 @@ func value[T any](p *T, def T) T {
 	return *p
 }
 
-var wellFormed = regexp.MustCompile(`^[A-Za-z0-9_-]{1,128}$`)
-
 // lookUp returns a record, or the 404 of its kind.
 func lookUp[T any](ctx context.Context, reg *store.Register[T], thing, id string) (T, error) {
 	var none T
-	if !wellFormed.MatchString(id) { // it could be a wildcard on the bus
+	if !event.IsToken(id) { // it could be a wildcard on the bus
 		return none, notFound(thing, id)
 	}
 	v, _, err := reg.Get(ctx, id)

@@ -334,7 +334,7 @@ func (a *Admin) authorizeAs(r *http.Request, need scope, c category) error {
 	if asked, ok := r.Context().Value(askedKey{}).(*asked); ok {
 		asked.key = key.Hash
 	}
-	if err := a.limiter.take(key.Hash, c, time.Now()); err != nil {
+	if err := a.limiter.take(key.Hash, c); err != nil {
 		a.metrics.refused.WithLabelValues(refusedRate).Inc()
 		return err
 	}

@@ -100,7 +100,8 @@ func answersJSON(doc *huma.Operation) bool {
 	return true
 }
 
-// answer is what an operation answered, kept in memory. It is the http.ResponseWriter of a call.
+// answer is what an operation answered, kept in memory. It is the http.ResponseWriter of a call, and of an operation
+// whose answer is kept before it is sent.
 type answer struct {
 	status int
 	header http.Header

@@ -236,7 +236,7 @@ func idsIn(answer []byte) map[string]string {
 	}
 	ids := make(map[string]string)
 	for name, v := range members {
-		if s, ok := v.(string); ok && strings.HasSuffix(name, "_id") && wellFormed.MatchString(s) {
+		if s, ok := v.(string); ok && strings.HasSuffix(name, "_id") && event.IsToken(s) {
 			ids[name] = s
 		}
 	}
@@ -248,7 +248,7 @@ func indexIn(body []byte) string {
 	var named struct {
 		Index string `json:"index_id"`
 	}
-	if json.Unmarshal(body, &named) != nil || !wellFormed.MatchString(named.Index) {
+	if json.Unmarshal(body, &named) != nil || !event.IsToken(named.Index) {
 		return ""
 	}
 	return named.Index

@@ -161,7 +161,7 @@ func (a *Admin) deleteConnector(ctx context.Context, in *connectorPath) (*body[m
 	done := &body[message]{message{"Connector deleted. Media that were imported through it stay."}}
 	_, err := lookUp(ctx, a.connectors, "connector", in.ID)
 	var p *problemError
-	if errors.As(err, &p) && wellFormed.MatchString(in.ID) {
+	if errors.As(err, &p) && event.IsToken(in.ID) {
 		if deleted, derr := a.connectors.Deleted(ctx, in.ID); deleted || derr != nil {
 			return done, derr // a repetition is answered as the first was
 		}
@@ -182,8 +182,8 @@ func (a *Admin) deleteConnector(ctx context.Context, in *connectorPath) (*body[m
 	return done, a.connectors.Delete(ctx, in.ID)
 }
 
-// usersOf returns the indexes that have an enabled automation which imports or exports through a connector, and the jobs
-// that have not ended and do.
+// usersOf returns the indexes that have an enabled automation which imports or exports through a connector, and the
+// jobs that have not ended and do.
 //
 // Somebody may begin to use it between this look and its deletion. That does no harm: the job fails and the automation
 // says that its connector is gone.

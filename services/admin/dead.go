@@ -52,7 +52,8 @@ func (a *Admin) viewDead(id string, d event.Dead) deadLetter {
 	return v
 }
 
-// deadID names a letter by its place in the stream, and by what it says: after a restore the same place can hold another.
+// deadID names a letter by its place in the stream, and by what it says: after a restore the same place can hold
+// another.
 func deadID(seq uint64, data []byte) string {
 	sum := sha256.Sum256(data)
 	return fmt.Sprintf("dead_%s_%x", strconv.FormatUint(seq, 36), sum[:6])
@@ -92,7 +93,7 @@ func (a *Admin) deadRoutes() {
 func (a *Admin) listDead(ctx context.Context, in *listDead) (*body[page[deadLetter]], error) {
 	service := "*"
 	if in.Service != "" {
-		if !wellFormed.MatchString(in.Service) {
+		if !event.IsToken(in.Service) {
 			return nil, invalid("service", "must be the name of a service, such as scanner")
 		}
 		service = in.Service
@@ -173,7 +174,9 @@ func (a *Admin) dead(ctx context.Context, id string) (letter, jetstream.Stream, 
 }
 
 // replayDead publishes first and removes the letter then, so that nothing is lost between the two. The message id lets
-// the broker drop what two replays of one letter publish; every handler takes a repetition for one anyway.
+// the broker drop what a second replay of the letter publishes within two minutes, at the same time or after a crash
+// between the two; later it comes twice, and every handler takes a repetition for one. After a crash behind the removal
+// a request that is repeated hears that there is no such letter.
 func (a *Admin) replayDead(ctx context.Context, in *deadPath) (*body[replayedDead], error) {
 	d, s, err := a.dead(ctx, in.ID)
 	if errors.Is(err, errGone) {

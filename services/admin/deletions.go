@@ -110,7 +110,7 @@ func (a *Admin) deleteIndex(ctx context.Context, in *indexPath) (*body[indexDele
 func (a *Admin) getIndexDeletion(ctx context.Context, in *indexPath) (*body[indexDeletion], error) {
 	none := newProblem(http.StatusNotFound, "resource_index_deletion_not_found", "Nobody has deleted an index with the id %s.", in.ID).
 		with("index_id", in.ID)
-	if !wellFormed.MatchString(in.ID) {
+	if !event.IsToken(in.ID) {
 		return nil, none
 	}
 	d, _, err := a.deletions.Get(ctx, in.ID)

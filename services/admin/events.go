@@ -97,7 +97,7 @@ func (in *followEvents) filters(subject func(...string) string) ([]string, error
 	var f fieldErrors
 	if in.Index != "" {
 		index = in.Index
-		if !wellFormed.MatchString(index) {
+		if !event.IsToken(index) {
 			f.add("index_id", "must be the id of an index")
 		}
 	}
@@ -133,19 +133,17 @@ func (a *Admin) followEvents(ctx context.Context, in *followEvents) (*huma.Strea
 	if err != nil {
 		return nil, err
 	}
-	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: filters}
-	if err := a.resume(ctx, &cfg, in.LastID, in.LastQuery); err != nil {
-		return nil, err
-	}
-	consumer, err := a.bus.JetStream().OrderedConsumer(ctx, a.bus.Stream(topology.Events), cfg)
-	if err != nil {
-		return nil, fmt.Errorf("follow events: %w", err)
-	}
-	ending, ok := a.feeds.begin()
+	ending, ok := a.feeds.begin() // first: what is refused shall cost the broker nothing
 	if !ok {
-		p := newProblem(http.StatusServiceUnavailable, "too_many_event_streams", "%d event streams are open here already. Close one, or try again later.", maxFeeds)
+		p := newProblem(http.StatusServiceUnavailable, "too_many_event_streams",
+			"%d event streams are open here already. Close one, or try again later.", maxFeeds)
 		p.retryAfter = 5
 		return nil, p
+	}
+	consumer, err := a.eventConsumer(ctx, filters, in)
+	if err != nil {
+		a.feeds.done()
+		return nil, err
 	}
 	return &huma.StreamResponse{Body: func(hctx huma.Context) {
 		defer a.feeds.done()
@@ -154,8 +152,20 @@ func (a *Admin) followEvents(ctx context.Context, in *followEvents) (*huma.Strea
 	}}, nil
 }
 
-// An event's id on this stream is its place in the broker's and the time it was stored: the place finds it fast, and the
-// time tells whether that place still holds what it did, which after a restore it need not.
+func (a *Admin) eventConsumer(ctx context.Context, filters []string, in *followEvents) (jetstream.Consumer, error) {
+	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: filters}
+	if err := a.resume(ctx, &cfg, in.LastID, in.LastQuery); err != nil {
+		return nil, err
+	}
+	consumer, err := a.bus.JetStream().OrderedConsumer(ctx, a.bus.Stream(topology.Events), cfg)
+	if err != nil {
+		return nil, fmt.Errorf("follow events: %w", err)
+	}
+	return consumer, nil
+}
+
+// An event's id on this stream is its place in the broker's and the time it was stored: the place finds it fast, and
+// the time tells whether that place still holds what it did, which after a restore it need not.
 func feedID(seq uint64, stored time.Time) string {
 	return strconv.FormatUint(seq, 36) + "-" + strconv.FormatInt(stored.UnixNano(), 36)
 }
@@ -248,8 +258,8 @@ func (a *Admin) feed(w http.ResponseWriter, r *http.Request, consumer jetstream.
 	}
 }
 
-// allowed reports whether the key of a request that was let in would be let in still. A broker that does not answer says
-// nothing about keys.
+// allowed reports whether the key of a request that was let in would be let in still. A broker that does not answer
+// says nothing about keys.
 func (a *Admin) allowed(r *http.Request, need scope) bool {
 	key, err := a.keys.find(r.Context(), credential(r))
 	if errors.Is(err, store.ErrNotFound) {

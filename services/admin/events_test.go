@@ -15,6 +15,7 @@ import (
 	"millrace/shared/bus"
 	"millrace/shared/event"
 	"millrace/shared/secret"
+	"millrace/shared/topology"
 )
 
 // firstFlush is a writer that ends the request once something has been sent.
@@ -279,7 +280,20 @@ func TestTooManyEventStreams(t *testing.T) {
 	for range 256 {
 		open = append(open, follow(t, url+"/events", w.keys["read"], ""))
 	}
+	consumers := func() int {
+		s, err := w.bus.JetStream().Stream(t.Context(), w.bus.Stream(topology.Events))
+		must(t, err)
+		return s.CachedInfo().State.Consumers
+	}
+	before := consumers()
 	w.do("GET", "/events", nil).refused(503, "too_many_event_streams")
+	if after := consumers(); after != before {
+		t.Errorf("a refusal made a consumer: %d, then %d", before, after)
+	}
 	open[0].stop()
 	eventually(t, "a place", func() bool { return w.glimpse("/events", request{}).status == 200 })
+	for range 300 { // a stream that cannot be opened takes none
+		w.do("GET", "/events?last_event_id=x", nil).refused(422, "validation_error", "last_event_id")
+	}
+	eventually(t, "a place still", func() bool { return w.glimpse("/events", request{}).status == 200 })
 }

@@ -158,30 +158,42 @@ func (f connectorForm) text(name string) string {
 // parseForm reads a multipart body that is already in memory, and bounded. Empty text parts count as absent.
 func parseForm(contentType string, data []byte) (connectorForm, error) {
 	form := connectorForm{values: make(map[string][]string)}
-	malformed := newProblem(http.StatusBadRequest, "request_malformed", "The body is not multipart/form-data, or is cut off.")
-	t, params, err := mime.ParseMediaType(contentType)
-	if err != nil || t != "multipart/form-data" || params["boundary"] == "" {
-		return form, malformed
+	parts, ok := formParts(contentType, data)
+	if !ok {
+		return form, newProblem(http.StatusBadRequest, "request_malformed", "The body is not multipart/form-data, or is cut off.")
 	}
-	parts := multipart.NewReader(bytes.NewReader(data), params["boundary"])
-	for {
-		part, err := parts.NextPart()
+	for name, contents := range parts {
+		for _, content := range contents {
+			switch {
+			case name == "credentials_file":
+				form.credentials = append([]byte{}, content...) // not nil, also when it is empty
+			case len(content) > 0 && utf8.Valid(content):
+				form.values[name] = append(form.values[name], string(content))
+			}
+		}
+	}
+	return form, nil
+}
+
+// formParts reads a multipart body: contents by name, in order. It is false for what is no form, or cut off.
+func formParts(contentType string, data []byte) (parts map[string][][]byte, ok bool) {
+	t, params, err := mime.ParseMediaType(contentType)
+	if err != nil || t != formType || params["boundary"] == "" {
+		return nil, false
+	}
+	parts = make(map[string][][]byte)
+	for r := multipart.NewReader(bytes.NewReader(data), params["boundary"]); ; {
+		part, err := r.NextPart()
 		if errors.Is(err, io.EOF) {
-			return form, nil
+			return parts, true
 		}
 		if err != nil {
-			return form, malformed
+			return nil, false
 		}
 		content, err := io.ReadAll(part)
 		if err != nil {
-			return form, malformed
+			return nil, false
 		}
-		name := part.FormName()
-		switch {
-		case name == "credentials_file":
-			form.credentials = append([]byte{}, content...) // not nil, also when it is empty
-		case len(content) > 0 && utf8.Valid(content):
-			form.values[name] = append(form.values[name], string(content))
-		}
+		parts[part.FormName()] = append(parts[part.FormName()], content)
 	}
 }

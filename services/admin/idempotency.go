@@ -16,8 +16,6 @@ import (
 	"log/slog"
 	"maps"
 	"math"
-	"mime"
-	"mime/multipart"
 	"net/http"
 	"slices"
 	"strconv"
@@ -42,7 +40,8 @@ import (
 //	  └─ the process died before it kept an answer: the next who sends the request carries it out again
 //
 // That last step does no harm because what is created gets its id from the request (newID) and is left alone when it is
-// there (create), and because what cannot be done twice remembers which request did it (operation.id).
+// there (create), and because what cannot be done twice remembers which request did it (operation.id), or is used up by
+// it: a dead letter that was replayed and a delivery that was retried refuse the second time.
 
 // operation is what a client wants done once.
 type operation struct {
@@ -142,37 +141,16 @@ func (d digest) body(data []byte, contentType string, raw bool) {
 		d.add(canonical(data))
 		return
 	}
-	t, params, err := mime.ParseMediaType(contentType)
-	if err == nil && t == "multipart/form-data" {
-		if form, ok := parts(data, params["boundary"]); ok {
-			for _, name := range slices.Sorted(maps.Keys(form)) {
-				for _, content := range form[name] {
-					d.add([]byte(name))
-					d.add(content)
-				}
-			}
-			return
-		}
+	form, ok := formParts(contentType, data)
+	if !ok {
+		d.add(data)
+		return
 	}
-	d.add(data)
-}
-
-// parts reads a form: contents by name, in order. A boundary is the client's whim, and so is the order of names.
-func parts(data []byte, boundary string) (form map[string][][]byte, ok bool) {
-	form = make(map[string][][]byte)
-	for r := multipart.NewReader(bytes.NewReader(data), boundary); ; {
-		p, err := r.NextPart()
-		if errors.Is(err, io.EOF) {
-			return form, true
+	for _, name := range slices.Sorted(maps.Keys(form)) { // the order of names is the client's whim, and so is a boundary
+		for _, content := range form[name] {
+			d.add([]byte(name))
+			d.add(content)
 		}
-		if err != nil {
-			return nil, false
-		}
-		content, err := io.ReadAll(p)
-		if err != nil {
-			return nil, false
-		}
-		form[p.FormName()] = append(form[p.FormName()], content)
 	}
 }
 
@@ -261,7 +239,7 @@ func (a *Admin) once(ctx huma.Context, op operation, rt route, handle func(huma.
 		return
 	}
 
-	rec := &recorded{header: make(http.Header)}
+	rec := &answer{header: make(http.Header)}
 	stop := c.beat()
 	defer func() {
 		stop()
@@ -284,22 +262,6 @@ func (a *Admin) once(ctx huma.Context, op operation, rt route, handle func(huma.
 	maps.Copy(w.Header(), rec.header)
 	w.WriteHeader(rec.status)
 	_, _ = w.Write(rec.body.Bytes())
-}
-
-// recorded is an answer that has yet to be sent.
-type recorded struct {
-	header http.Header
-	status int
-	body   bytes.Buffer
-}
-
-func (w *recorded) Header() http.Header { return w.header }
-
-func (w *recorded) WriteHeader(status int) { w.status = cmp.Or(w.status, status) }
-
-func (w *recorded) Write(p []byte) (int, error) {
-	w.WriteHeader(http.StatusOK)
-	return w.body.Write(p)
 }
 
 // enter waits until the operation is not under way in this process.

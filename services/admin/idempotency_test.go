@@ -25,10 +25,9 @@ func keyed(key string) request {
 func (w *world) again(process string) *world {
 	w.t.Helper()
 	other := *w
-	env := w.env
-	env.Instance, env.Metrics = process, nil
+	other.env.Instance, other.env.Metrics = process, nil
 	var err error
-	other.admin, err = admin.New(admin.Config{}, env, admin.Deps{Sources: w.sources, Sealer: w.keeper})
+	other.admin, err = admin.New(admin.Config{}, other.env, admin.Deps{Sources: w.sources, Sealer: w.keeper})
 	must(w.t, err)
 	return &other
 }
@@ -39,6 +38,19 @@ func (w *world) kept(method, path, key string) store.Answer {
 	a, _, err := w.answers.Get(w.t.Context(), event.DerivedID("op", "usr_1", method, base+path, key))
 	must(w.t, err)
 	return a
+}
+
+// crash leaves an operation as a process does that dies between the effect and the answer.
+func (w *world) crash(method, path, key string) {
+	w.t.Helper()
+	_, _, err := w.answers.Modify(w.t.Context(), event.DerivedID("op", "usr_1", method, base+path, key), func(a *store.Answer) error {
+		if a.Status < 200 || a.Status >= 300 {
+			w.t.Errorf("%s %s: kept %+v", method, path, a)
+		}
+		*a = store.Answer{Request: a.Request, Process: w.env.Instance, Attempt: "dead"}
+		return nil
+	})
+	must(w.t, err)
 }
 
 // Requests are compared by what they say.
@@ -223,12 +235,7 @@ func TestSilentProcess(t *testing.T) {
 
 	// One that never says anything any more.
 	index := w.do("POST", "/indexes", obj{"name": "n"}, keyed("dead")).want(201)
-	id := event.DerivedID("op", "usr_1", "POST", base+"/indexes", "dead")
-	_, _, err := w.answers.Modify(t.Context(), id, func(a *store.Answer) error {
-		*a = store.Answer{Request: a.Request, Process: "third", Attempt: "dead"}
-		return nil
-	})
-	must(t, err)
+	w.again("third").crash("POST", "/indexes", "dead")
 	if after := w.do("POST", "/indexes", obj{"name": "n"}, keyed("dead")).want(201); after.str("index_id") != index.str("index_id") {
 		t.Errorf("after the takeover there is another: %s", after.raw)
 	}
@@ -238,24 +245,16 @@ func TestSilentProcess(t *testing.T) {
 func TestRepeatedCreation(t *testing.T) {
 	w := newWorld(t)
 	f := w.fixture()
-	crash := func(method, path, key string) {
-		t.Helper()
-		_, _, err := w.answers.Modify(t.Context(), event.DerivedID("op", "usr_1", method, base+path, key), func(a *store.Answer) error {
-			*a = store.Answer{Request: a.Request, Process: w.env.Instance, Attempt: "dead"}
-			return nil
-		})
-		must(t, err)
-	}
 	body := obj{"name": "n", "path": "/allowed/x"}
 	id := w.do("POST", "/connectors/dir", body, keyed("k")).want(201).str("connector_id")
 	_, _, err := w.connectors.Modify(t.Context(), id, func(c *store.Connector) error { c.Name = "renamed"; return nil })
 	must(t, err)
-	crash("POST", "/connectors/dir", "k")
+	w.crash("POST", "/connectors/dir", "k")
 	if a := w.do("POST", "/connectors/dir", body, keyed("k")).want(201); a.str("connector_id") != id || a.str("name") != "renamed" {
 		t.Errorf("%s", a.raw)
 	}
 	must(t, w.connectors.Delete(t.Context(), id))
-	crash("POST", "/connectors/dir", "k")
+	w.crash("POST", "/connectors/dir", "k")
 	w.do("POST", "/connectors/dir", body, keyed("k")).want(201)
 	w.do("GET", "/connectors/"+id, nil).refused(404, "resource_connector_not_found")
 
@@ -264,7 +263,7 @@ func TestRepeatedCreation(t *testing.T) {
 	made := w.do("POST", "/import-jobs", job, keyed("k")).want(202).str("job_id")
 	subject := w.bus.Subject("job", "requested", "bulk", made)
 	must(t, w.bus.Purge(t.Context(), topology.Jobs, subject, 0)) // it has been planned
-	crash("POST", "/import-jobs", "k")
+	w.crash("POST", "/import-jobs", "k")
 	if again := w.do("POST", "/import-jobs", job, keyed("k")).want(202).str("job_id"); again != made {
 		t.Errorf("job %s, then %s", made, again)
 	}

@@ -308,7 +308,7 @@ func (a *Admin) files(ctx context.Context, j store.Job) iter.Seq2[event.File, er
 }
 
 func (a *Admin) cancelJob(ctx context.Context, in *jobPath) (*body[importJob], error) {
-	if !wellFormed.MatchString(in.ID) {
+	if !event.IsToken(in.ID) {
 		return nil, notFound("import_job", in.ID)
 	}
 	now := time.Now().UTC()

@@ -68,6 +68,7 @@ func categoryOf(s scope) category {
 // limiter counts the requests of each key in minutes and hours of the clock.
 type limiter struct {
 	limits map[category]Limit
+	now    func() time.Time
 
 	mu     sync.Mutex
 	hourAt int64 // when the hour began in which all of used was used, in Unix seconds
@@ -92,7 +93,7 @@ func newLimiter(l Limits) *limiter {
 			delete(limits, c)
 		}
 	}
-	return &limiter{limits: limits, used: make(map[usedBy]*usedUp)}
+	return &limiter{limits: limits, now: time.Now, used: make(map[usedBy]*usedUp)}
 }
 
 // counter returns what a key has used up in the hour and the minute of now. The mutex is held.
@@ -116,14 +117,15 @@ func (l *limiter) counter(by usedBy, now int64) *usedUp {
 const maxRetryAfter = 300
 
 // take counts one request, or refuses it. What is refused is not counted.
-func (l *limiter) take(key string, c category, now time.Time) error {
+func (l *limiter) take(key string, c category) error {
 	limit, limited := l.limits[c]
 	if !limited {
 		return nil
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	u := l.counter(usedBy{key, c}, now.Unix())
+	now := l.now().Unix()
+	u := l.counter(usedBy{key, c}, now)
 	if u.minute < int64(limit.Minute) && u.hour < int64(limit.Hour) {
 		u.minute++
 		u.hour++
@@ -137,7 +139,7 @@ func (l *limiter) take(key string, c category, now time.Time) error {
 	p := newProblem(http.StatusTooManyRequests, "rate_limit_exceeded",
 		"This API key has made its %d %s requests of this %s.", allowed, c, window).
 		with("category", string(c)).with("window", window).with("limit", allowed).with("reset_at", reset)
-	p.retryAfter = int(min(reset-now.Unix(), maxRetryAfter))
+	p.retryAfter = int(min(reset-now, maxRetryAfter))
 	return p
 }
 
@@ -161,12 +163,13 @@ type categoryUse struct {
 }
 
 // status returns where a key stands in each category that has a limit.
-func (l *limiter) status(key string, now time.Time) map[category]categoryUse {
+func (l *limiter) status(key string) map[category]categoryUse {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	now := l.now().Unix()
 	stands := make(map[category]categoryUse, len(l.limits))
 	for c, limit := range l.limits {
-		u := l.counter(usedBy{key, c}, now.Unix())
+		u := l.counter(usedBy{key, c}, now)
 		minute, hour := int64(limit.Minute), int64(limit.Hour)
 		stands[c] = categoryUse{
 			MinuteUsed: u.minute, MinuteLimit: minute, MinuteRemaining: minute - u.minute,

@@ -54,7 +54,8 @@ func TestLimiter(t *testing.T) {
 		{"11:00:00", "a", writing, 0},
 		{"11:00:00", "a", writing, 60},
 	} {
-		err := lim.take(step.key, step.category, at(step.clock))
+		lim.now = func() time.Time { return at(step.clock) }
+		err := lim.take(step.key, step.category)
 		var p *problemError
 		switch {
 		case step.retryAfter == 0 && err != nil, step.retryAfter > 0 && !errors.As(err, &p):
@@ -63,12 +64,14 @@ func TestLimiter(t *testing.T) {
 			t.Errorf("%+v: %+v", step, p)
 		}
 	}
-	stands := lim.status("a", at("11:00:10"))
+	lim.now = func() time.Time { return at("11:00:10") }
+	stands := lim.status("a")
 	want := categoryUse{MinuteUsed: 2, MinuteLimit: 2, HourUsed: 2, HourLimit: 3, HourRemaining: 1, ResetAt: at("11:01:00").Unix()}
 	if len(stands) != 2 || stands[writing] != want {
 		t.Errorf("stands at %+v", stands)
 	}
-	if lim.status("c", at("13:00:00")); len(lim.used) != 2 {
+	lim.now = func() time.Time { return at("13:00:00") }
+	if lim.status("c"); len(lim.used) != 2 {
 		t.Errorf("keys that are not used any more are remembered: %v", lim.used)
 	}
 }

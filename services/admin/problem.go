@@ -151,8 +151,6 @@ var reworded = []struct {
 	{regexp.MustCompile(`^expected array length >= (\d+)$`), "must have at least $1 items"},
 	{regexp.MustCompile(`^expected array length <= (\d+)$`), "must have at most $1 items"},
 	{regexp.MustCompile(`^expected length <= (\d+)$`), "must have at most $1 characters"},
-	{regexp.MustCompile(`^expected array length >= (\d+)$`), "must have at least $1 element"},
-	{regexp.MustCompile(`^expected array length <= (\d+)$`), "must have at most $1 elements"},
 	{regexp.MustCompile(`^expected number >= (\S+)$`), "must be at least $1"},
 	{regexp.MustCompile(`^expected number <= (\S+)$`), "must be at most $1"},
 	{regexp.MustCompile(`^expected value to be one of "(.*)"$`), "must be one of $1"},

@@ -10,6 +10,7 @@ import (
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
+	"millrace/shared/event"
 	"millrace/shared/store"
 )
 
@@ -168,7 +169,7 @@ func (a *Admin) askedBy(ctx context.Context, prompt string) ([]string, error) {
 // deletePrompt answers a repetition like the first time.
 func (a *Admin) deletePrompt(ctx context.Context, in *deletePrompt) (*body[message], error) {
 	done := &body[message]{message{Message: "Prompt deleted."}}
-	if !wellFormed.MatchString(in.ID) {
+	if !event.IsToken(in.ID) {
 		return nil, notFound("prompt", in.ID)
 	}
 	if _, _, err := a.prompts.Get(ctx, in.ID); errors.Is(err, store.ErrNotFound) {

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"millrace/shared/event"
-	"millrace/shared/store"
 )
 
 // probe is what the tables know of one operation. Paths are below the base; {…} in unknown are ids that nothing has.
@@ -34,8 +33,9 @@ type probe struct {
 	// the path.
 	fresh   func(w *world, f fixture) string
 	freshOK int
-	repeats bool // the key belongs to what was created, and no answer is kept
-	never   bool // it has no success on this server, or none that can be told a second time
+	repeats bool // the key belongs to what was created, and no answer is kept (contract §5.2)
+	never   bool // it has no success on this server, so there is no answer to keep
+	usesUp  bool // it succeeds once on a thing: who asks again after a crash is refused, and nothing happens twice
 }
 
 const gone = "nothing_1"
@@ -222,9 +222,12 @@ func probes() map[string]probe {
 		"GET /events":            {scope: "read", path: at("/events?type=import_job.*,media.created&index_id=idx_1"), stream: true, ok: 200},
 		"GET /explain": {scope: "read", path: func(f fixture) string { return "/explain?path=cams%2Fa%20%26%20b.mp4&connector_id=" + f.connector },
 			unknown: []string{"/explain?path=x&connector_id=" + gone, "/explain?path=x&connector_id=*"}, ok: 200, read: "explanation"},
-		"GET /dead":                   {scope: "read", path: at("/dead?limit=1"), ok: 200, read: "page dead"},
-		"POST /dead/{dead_id}/replay": {scope: "write", path: func(f fixture) string { return "/dead/" + f.cutLetter + "/replay" }, unknown: []string{"/dead/" + gone + "/replay", "/dead/dead_zzzzzz_000000000000/replay"}, ok: 409, emptyOK: true, never: true},
-		"DELETE /dead/{dead_id}":      {scope: "admin", path: func(f fixture) string { return "/dead/" + f.letter }, unknown: []string{"/dead/" + gone, "/dead/dead_1_000000000000", "/dead/dead_zzzzzz_000000000000"}, ok: 200, emptyOK: true, read: "message"},
+		"GET /dead": {scope: "read", path: at("/dead?limit=1"), ok: 200, read: "page dead"},
+		"POST /dead/{dead_id}/replay": {scope: "write", path: func(f fixture) string { return "/dead/" + f.cutLetter + "/replay" }, unknown: []string{"/dead/" + gone + "/replay", "/dead/dead_zzzzzz_000000000000/replay"}, ok: 409, emptyOK: true, usesUp: true,
+			fresh: func(w *world, f fixture) string {
+				return "/dead/" + w.bury(event.Dead{Subject: w.bus.Subject("notification", f.connector), Data: []byte(event.NewID("x"))}) + "/replay"
+			}, freshOK: 200},
+		"DELETE /dead/{dead_id}": {scope: "admin", path: func(f fixture) string { return "/dead/" + f.letter }, unknown: []string{"/dead/" + gone, "/dead/dead_1_000000000000", "/dead/dead_zzzzzz_000000000000"}, ok: 200, emptyOK: true, read: "message"},
 		"POST /exports/index/{index_id}": {scope: "write", path: func(f fixture) string { return "/exports/index/" + f.index }, unknown: []string{"/exports/index/" + gone}, ok: 202, emptyOK: true, read: "export made",
 			body: func(f fixture) any {
 				return obj{"prompt_run_ids": []string{f.run}, "destination_connector_id": f.outbox, "destination_subpath": "a/b", "result_scope": "matches", "format": nil}
@@ -263,13 +266,17 @@ func probes() map[string]probe {
 		"PATCH /webhooks/{webhook_id}": {scope: "write", path: func(f fixture) string { return "/webhooks/" + f.webhook }, unknown: []string{"/webhooks/" + gone}, ok: 200, read: "webhook",
 			body:  func(fixture) any { return obj{"index_ids": nil, "url": nil, "status": "active"} },
 			wrong: []obj{{"status": "disabled"}, {"name": ""}, {"url": "http://x/"}, {"events": []string{}}, {"events": []string{"x"}}, {"metadata": 1}, {"index_ids": 1}, {"unknown": 1}, {"name": nil}}},
-		"DELETE /webhooks/{webhook_id}":                 {scope: "admin", path: func(f fixture) string { return "/webhooks/" + f.otherWebhook }, unknown: []string{"/webhooks/" + gone}, ok: 200},
-		"POST /webhooks/{webhook_id}/rotate-secret":     {scope: "write", path: func(f fixture) string { return "/webhooks/" + f.webhook + "/rotate-secret" }, unknown: []string{"/webhooks/" + gone + "/rotate-secret"}, ok: 200, emptyOK: true, read: "rotated"},
-		"POST /webhooks/{webhook_id}/test":              {scope: "write", path: func(f fixture) string { return "/webhooks/" + f.webhook + "/test" }, unknown: []string{"/webhooks/" + gone + "/test"}, ok: 200, emptyOK: true, read: "webhook test"},
-		"GET /webhooks/{webhook_id}/deliveries":         {scope: "read", path: func(f fixture) string { return "/webhooks/" + f.webhook + "/deliveries?status=delivered&limit=1" }, unknown: []string{"/webhooks/" + gone + "/deliveries"}, ok: 200, read: "[delivery"},
-		"GET /webhooks/deliveries/{delivery_id}":        {scope: "read", path: func(f fixture) string { return "/webhooks/deliveries/" + f.delivery }, unknown: []string{"/webhooks/deliveries/" + gone, "/webhooks/deliveries/*"}, ok: 200, read: "delivery"},
-		"POST /webhooks/deliveries/{delivery_id}/retry": {scope: "write", path: func(f fixture) string { return "/webhooks/deliveries/" + f.delivery + "/retry" }, unknown: []string{"/webhooks/deliveries/" + gone + "/retry"}, ok: 400, emptyOK: true, never: true},
-		"POST /notifications/{connector_id}":            {scope: "write", path: func(f fixture) string { return "/notifications/" + f.connector }, unknown: []string{"/notifications/" + gone}, ok: 200, body: func(fixture) any { return obj{"message": obj{}} }, read: "message"},
+		"DELETE /webhooks/{webhook_id}":             {scope: "admin", path: func(f fixture) string { return "/webhooks/" + f.otherWebhook }, unknown: []string{"/webhooks/" + gone}, ok: 200},
+		"POST /webhooks/{webhook_id}/rotate-secret": {scope: "write", path: func(f fixture) string { return "/webhooks/" + f.webhook + "/rotate-secret" }, unknown: []string{"/webhooks/" + gone + "/rotate-secret"}, ok: 200, emptyOK: true, read: "rotated"},
+		"POST /webhooks/{webhook_id}/test":          {scope: "write", path: func(f fixture) string { return "/webhooks/" + f.webhook + "/test" }, unknown: []string{"/webhooks/" + gone + "/test"}, ok: 200, emptyOK: true, read: "webhook test"},
+		"GET /webhooks/{webhook_id}/deliveries":     {scope: "read", path: func(f fixture) string { return "/webhooks/" + f.webhook + "/deliveries?status=delivered&limit=1" }, unknown: []string{"/webhooks/" + gone + "/deliveries"}, ok: 200, read: "[delivery"},
+		"GET /webhooks/deliveries/{delivery_id}":    {scope: "read", path: func(f fixture) string { return "/webhooks/deliveries/" + f.delivery }, unknown: []string{"/webhooks/deliveries/" + gone, "/webhooks/deliveries/*"}, ok: 200, read: "delivery"},
+		"POST /webhooks/deliveries/{delivery_id}/retry": {scope: "write", path: func(f fixture) string { return "/webhooks/deliveries/" + f.delivery + "/retry" }, unknown: []string{"/webhooks/deliveries/" + gone + "/retry"}, ok: 400, emptyOK: true,
+			fresh: func(w *world, f fixture) string {
+				id := w.delivery(f.webhook, event.NewID("evt"), func(d *event.Delivery) { d.State, d.Attempts, d.EndedAt = event.DeliveryFailed, 1, d.CreatedAt })
+				return "/webhooks/deliveries/" + id + "/retry"
+			}, freshOK: 200},
+		"POST /notifications/{connector_id}": {scope: "write", path: func(f fixture) string { return "/notifications/" + f.connector }, unknown: []string{"/notifications/" + gone}, ok: 200, body: func(fixture) any { return obj{"message": obj{}} }, read: "message"},
 	}
 }
 
@@ -320,10 +327,9 @@ func (p probe) repeated(w *world, name string, f fixture) {
 		return w.do(method, path, body, with)
 	}
 	replayed := func(a answer) bool { return a.header.Get("Idempotent-Replayed") != "" }
-	if method == "GET" || method == "DELETE" {
-		if p.fresh == nil && !p.stream { // the key means nothing here
-			send(path, "", "key-1:a", nil)
-			if replayed(send(path, "", "key-1:a", nil)) {
+	if method == "GET" || method == "DELETE" || p.never { // the key means nothing here, or nothing is kept under it
+		for range 2 {
+			if replayed(p.send(w, name, path, f, request{header: map[string]string{"Idempotency-Key": "key-1:a"}})) {
 				t.Errorf("%s: a kept answer", name)
 			}
 		}
@@ -331,9 +337,6 @@ func (p probe) repeated(w *world, name string, f fixture) {
 	}
 	if p.fresh != nil {
 		path, ok = p.fresh(w, f), p.freshOK
-	}
-	if p.never {
-		return
 	}
 	if ok >= 300 {
 		t.Fatalf("%s: the probe never succeeds: give it fresh", name)
@@ -401,15 +404,15 @@ func (p probe) repeated(w *world, name string, f fixture) {
 	path = again()
 	before := send(path, "", "key-4", nil).want(ok)
 	plain, _, _ := strings.Cut(path, "?")
-	_, _, err := w.answers.Modify(t.Context(), event.DerivedID("op", "usr_1", method, base+plain, "key-4"), func(a *store.Answer) error {
-		if a.Status != ok {
-			t.Errorf("%s: kept %+v", name, a)
+	w.crash(method, plain, "key-4")
+	after := send(path, "", "key-4", nil)
+	if p.usesUp {
+		if after.status < 400 || after.status >= 500 || replayed(after) {
+			t.Errorf("%s: used up, and after a crash %d %s", name, after.status, after.raw)
 		}
-		*a = store.Answer{Request: a.Request, Process: "test", Attempt: "dead"}
-		return nil
-	})
-	must(t, err)
-	after := send(path, "", "key-4", nil).want(ok)
+		return
+	}
+	after.want(ok)
 	made, _ := before.body.(map[string]any)
 	for member, value := range made {
 		if strings.HasSuffix(member, "_id") && after.at(member) != value {

@@ -116,7 +116,7 @@ type runRetryPath struct {
 // maxListedFailures bounds the failed media that a manifest lists.
 const maxListedFailures = 1000
 
-func (a *Admin) runMoreRoutes() {
+func (a *Admin) runResultRoutes() {
 	const tag = "Prompt runs"
 	register(a, route{
 		method: "GET", path: "/prompt-runs/{run_id}/results", scope: read, tag: tag, summary: "Get the results of one medium",

@@ -217,7 +217,7 @@ func readRunPosition(s string) (runPosition, error) {
 	}
 	at, id, _ := strings.Cut(s, ".")
 	created, err := strconv.ParseInt(at, 36, 64)
-	if err != nil || !wellFormed.MatchString(id) {
+	if err != nil || !event.IsToken(id) {
 		return runPosition{}, badCursor()
 	}
 	return runPosition{created, id}, nil
@@ -319,7 +319,7 @@ func (a *Admin) mediaOf(ctx context.Context, r store.Run, limit int) ([]string, 
 
 // cancelRun ends a run. Whoever counts reports leaves it alone from then on, and executors look at or watch its record.
 func (a *Admin) cancelRun(ctx context.Context, in *runPath) (*body[promptRun], error) {
-	if !wellFormed.MatchString(in.ID) {
+	if !event.IsToken(in.ID) {
 		return nil, notFound("prompt_run", in.ID)
 	}
 	now := time.Now().UTC()

@@ -234,7 +234,7 @@ func (a *Admin) checkHook(f *fieldErrors, url *string, events, indexes []string,
 		}
 	}
 	for _, id := range indexes {
-		if !wellFormed.MatchString(id) {
+		if !event.IsToken(id) {
 			f.add("index_ids", "%q is not the id of an index", id)
 		}
 	}

@@ -147,7 +147,8 @@ func (a *Admin) flushWindow(ctx context.Context, in *automationPath) (*body[watc
 	case at.Paused:
 		return nil, idle(in.Index, "import_automation_paused", "is paused and starts no job: resume it first")
 	}
-	if err := a.windows.Flush(ctx, at.ID); err != nil {
+	op, _ := operationOf(ctx)
+	if err := a.windows.Flush(ctx, at.ID, op.id); err != nil {
 		return nil, err
 	}
 	return a.answerWatched(ctx, at)
@@ -162,19 +163,12 @@ func (a *Admin) extendWindow(ctx context.Context, in *extendWindow) (*body[watch
 	if err != nil {
 		return nil, err
 	}
-	w, err := a.windows.Get(ctx, at.ID)
-	if err != nil {
+	now := time.Now()
+	if _, err := in.until(now, now); err != nil { // whether a window is open or not
 		return nil, err
 	}
-	now := time.Now()
-	deadline := now
-	if w.Open != nil && w.Open.Deadline.After(now) {
-		deadline = w.Open.Deadline
-	}
-	until, err := in.until(deadline, now)
-	if err == nil {
-		err = a.windows.Extend(ctx, at.ID, until)
-	}
+	op, _ := operationOf(ctx)
+	err = a.windows.Extend(ctx, at.ID, op.id, func(deadline time.Time) (time.Time, error) { return in.until(deadline, now) })
 	if errors.Is(err, window.ErrNotOpen) {
 		return nil, idle(in.Index, "import_window_not_open", "has no open window to extend")
 	}
@@ -184,7 +178,7 @@ func (a *Admin) extendWindow(ctx context.Context, in *extendWindow) (*body[watch
 	return a.answerWatched(ctx, at)
 }
 
-// until is when the window shall close.
+// until is when a window with this deadline shall close. What is overdue counts from now.
 func (in *extendWindow) until(deadline, now time.Time) (until time.Time, err error) {
 	var f fieldErrors
 	field := "by"
@@ -197,6 +191,9 @@ func (in *extendWindow) until(deadline, now time.Time) (until time.Time, err err
 		d, err := store.ParseInterval(by)
 		if err != nil {
 			f.add("by", "must be a time such as 30s, 10m, 1h or 1d")
+		}
+		if deadline.Before(now) {
+			deadline = now
 		}
 		until = deadline.Add(d)
 	default:
@@ -216,7 +213,8 @@ func (a *Admin) dropWindow(ctx context.Context, in *automationPath) (*body[watch
 	if err != nil {
 		return nil, err
 	}
-	if _, err := a.windows.Discard(ctx, at.ID, a.ledger); err != nil {
+	op, _ := operationOf(ctx)
+	if _, err := a.windows.Discard(ctx, at.ID, op.id, a.ledger); err != nil {
 		return nil, err
 	}
 	return a.answerWatched(ctx, at)

@@ -123,3 +123,48 @@ func TestFlushExtendDrop(t *testing.T) {
 	must(t, err)
 	w.do("POST", path+"/flush", nil).refused(409, "import_automation_disabled")
 }
+
+// A process that dies between the effect and its answer leaves a request that is carried out again: to no further effect.
+func TestWindowCommandsAreNotDoneTwice(t *testing.T) {
+	w := newWorld(t)
+	f := w.fixture()
+	path := "/indexes/" + f.index + "/automations/import"
+	twice := func(verb string, body any, between func()) (first, second answer) {
+		t.Helper()
+		key := request{header: map[string]string{"Idempotency-Key": verb}}
+		first = w.do("POST", path+verb, body, key).want(200)
+		w.crash("POST", path+verb, verb)
+		between()
+		second = w.do("POST", path+verb, body, key).want(200)
+		if second.header.Get("Idempotent-Replayed") != "" {
+			t.Errorf("%s: an answer that was never kept", verb)
+		}
+		return first, second
+	}
+	arrives := func() { w.arrive(f.index, "cams/next.mp4", time.Now()) }
+	nothing := func() {}
+
+	w.arrive(f.index, "cams/1.mp4", time.Now())
+	one, two := twice("/extend", obj{"by": "1h"}, nothing)
+	if one.str("window", "deadline") != two.str("window", "deadline") {
+		t.Errorf("extended to %s, then to %s", one.raw, two.raw)
+	}
+	if _, dropped := twice("/drop", nil, arrives); dropped.at("window", "files") != 1.0 {
+		t.Errorf("what arrived after the drop is dropped: %s", dropped.raw)
+	}
+	closes := func() {
+		must(t, w.windows.Drop(t.Context(), event.AutomationOfIndex(f.index))) // as good as closing, to the next one
+		arrives()
+	}
+	if _, flushed := twice("/flush", nil, closes); flushed.at("window", "seconds_left") == 0.0 {
+		t.Errorf("the window after the one that was flushed is flushed: %s", flushed.raw)
+	}
+	// With nothing open there is nothing to do, and nothing later either.
+	w.do("POST", path+"/drop", nil).want(200)
+	w.do("POST", path+"/drop", nil, keyed("empty")).want(200)
+	w.crash("POST", path+"/drop", "empty")
+	arrives()
+	if a := w.do("POST", path+"/drop", nil, keyed("empty")).want(200); a.at("window", "files") != 1.0 {
+		t.Errorf("dropped later: %s", a.raw)
+	}
+}

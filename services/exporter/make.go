@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"strings"
 	"time"
 
@@ -17,15 +16,13 @@ import (
 	"millrace/shared/store"
 )
 
-var wellFormed = regexp.MustCompile(`^[A-Za-z0-9_-]{1,128}$`)
-
 // carryOut makes one attempt at an export.
 func (e *Exporter) carryOut(ctx context.Context, d *bus.Delivery) error {
 	var req event.ExportRequested
 	if err := d.Decode(&req); err != nil {
 		return err
 	}
-	if !wellFormed.MatchString(req.Export) || !wellFormed.MatchString(req.Target) {
+	if !event.IsToken(req.Export) || !event.IsToken(req.Target) {
 		return bus.Poison(fmt.Errorf("%q of %q: not the ids of an export and of what it is of", req.Export, req.Target))
 	}
 	x, err := e.begin(ctx, req)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"regexp"
 	"strings"
 	"time"
 
@@ -41,8 +40,6 @@ func (b *Bus) PublishEvent(ctx context.Context, e event.Event) error {
 // NoIndex stands where the subject of an event names an index and what it is about has none.
 const NoIndex = "-"
 
-var tokenForm = regexp.MustCompile(`^[A-Za-z0-9_-]{1,128}$`)
-
 // ReadEvent is the inverse of EventMessage, for a message of the events stream; the index of an event without one is "".
 // What the headers do not say is told by the subject and by when the broker stored it. A message that is no event is
 // poison.
@@ -62,7 +59,7 @@ func ReadEvent(d *Delivery) (event.Event, error) {
 	}
 	if e.ID == "" {
 		e.ID = event.IDOf(e.Type, e.Index, e.Subject)
-	} else if !tokenForm.MatchString(e.ID) { // somebody else's: it is to be part of subjects
+	} else if !event.IsToken(e.ID) { // somebody else's: it is to be part of subjects
 		e.ID = event.IDOf(e.Type, e.Index, e.Subject+" "+e.ID)
 	}
 	if at, err := time.Parse(time.RFC3339Nano, d.Header.Get("ce-time")); err == nil {

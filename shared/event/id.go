@@ -43,6 +43,12 @@ func hash(n int, parts ...string) string {
 	return digits.EncodeToString(h.Sum(nil)[:n])
 }
 
+var token = regexp.MustCompile(`^[A-Za-z0-9_-]{1,128}$`)
+
+// IsToken reports whether s can stand for one token of a subject, as all ids can: what somebody else calls an id may be
+// a wildcard on the bus.
+func IsToken(s string) bool { return token.MatchString(s) }
+
 // ObjectHash stands for one path of one connector in subjects of arrivals, tasks and files.
 func ObjectHash(connector, path string) string { return hash(16, "object", connector, path) }
 

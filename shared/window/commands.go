@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"millrace/shared/bus"
@@ -13,8 +14,14 @@ import (
 	"millrace/shared/topology"
 )
 
-// What a person may do to an open window. Both wishes are part of the window, so that arrivals, a changed configuration
-// and a pause in between do not undo them.
+// What a person may do to an open window. Flush and extend are wishes that become part of the window, so that arrivals,
+// a changed configuration and a pause in between do not undo them.
+//
+// None of these can be done twice: a second flush or drop would meet the window after the one that was meant, and a
+// second extension would be added to the first. So the record remembers the request that it followed last, in the write
+// that follows it, and a request that is carried out again because the process died before it could answer changes
+// nothing. Only the last one is remembered: another person's request in between makes the first count again. A request
+// without a name ("") is always a new one.
 
 // commanded is the deadline under what a person wishes: no earlier than NotBefore, and now if the window was flushed.
 func (o *Open) commanded(deadline time.Time) time.Time {
@@ -55,22 +62,44 @@ func Extend(r Record, until time.Time) Record {
 // ErrNotOpen says that there is no open window.
 var ErrNotOpen = errors.New("no window is open")
 
-// Flush closes the open window now, as far as it is not held. None open is no error: whatever was in it is on its way.
-func (w *Windows) Flush(ctx context.Context, automation string) error {
-	return w.change(ctx, automation, func(r Record) Record { return Flush(r, time.Now()) })
+// follow applies f to the record on behalf of a request, unless the record has followed that one already.
+func (w *Windows) follow(ctx context.Context, automation, request string, f func(*Record) error) error {
+	_, _, err := w.reg.Modify(ctx, automation, func(r *Record) error {
+		if r.followed(request) {
+			return store.ErrUnchanged
+		}
+		r.Automation = automation
+		if request != "" {
+			r.LastRequest = request
+		}
+		return f(r)
+	})
+	return err
 }
 
-// Extend keeps the open window from closing before until. It fails with ErrNotOpen.
-func (w *Windows) Extend(ctx context.Context, automation string, until time.Time) error {
-	open := false
-	err := w.change(ctx, automation, func(r Record) Record {
-		open = r.Open != nil
-		return Extend(r, until)
+func (r Record) followed(request string) bool { return request != "" && r.LastRequest == request }
+
+// Flush closes the open window now, as far as it is not held. None open is no error: whatever was in it is on its way.
+func (w *Windows) Flush(ctx context.Context, automation, request string) error {
+	return w.follow(ctx, automation, request, func(r *Record) error {
+		*r = Flush(*r, time.Now())
+		return nil
 	})
-	if err == nil && !open {
-		err = ErrNotOpen
-	}
-	return err
+}
+
+// Extend keeps the open window from closing before the time that until makes of its deadline. It fails with ErrNotOpen,
+// and with what until fails with.
+func (w *Windows) Extend(ctx context.Context, automation, request string, until func(deadline time.Time) (time.Time, error)) error {
+	return w.follow(ctx, automation, request, func(r *Record) error {
+		if r.Open == nil {
+			return ErrNotOpen
+		}
+		at, err := until(r.Open.Deadline)
+		if err == nil {
+			*r = Extend(*r, at)
+		}
+		return err
+	})
 }
 
 // discardBatch is how many arrivals are settled at a time.
@@ -82,29 +111,23 @@ const discardBatch = 500
 //
 // The order makes it safe to stop anywhere: first the ledger, then the arrivals, then the window. Without its arrivals a
 // window closes into an empty job, which leaves no trace; and what a job has taken up meanwhile is skipped as baseline.
-func (w *Windows) Discard(ctx context.Context, automation string, ledger *store.Ledger) (int, error) {
+func (w *Windows) Discard(ctx context.Context, automation, request string, ledger *store.Ledger) (int, error) {
 	dropped := 0
 	for {
 		r, err := w.Get(ctx, automation)
-		if err != nil || r.Open == nil {
+		if err != nil || r.followed(request) {
 			return dropped, err
 		}
-		arrived, alone, err := w.arrived(ctx, r)
-		if err != nil {
-			return dropped, err
-		}
-		for i := 0; i < len(arrived); i += discardBatch {
-			if err := settle(ctx, ledger, arrived[i:min(i+discardBatch, len(arrived))]); err != nil {
-				return dropped, fmt.Errorf("settle what is dropped of %s: %w", automation, err)
+		if r.Open != nil {
+			n, err := w.empty(ctx, r, ledger)
+			if err != nil {
+				return dropped, err
 			}
+			dropped += n
 		}
-		if err := w.purge(ctx, r, arrived, alone); err != nil {
-			return dropped, err
-		}
-		dropped += len(arrived)
 		again := false
-		_, _, err = w.reg.Modify(ctx, automation, func(now *Record) error {
-			if again = now.Open != nil && (now.Open.Epoch != r.Open.Epoch || now.Open.LastSeq != r.Open.LastSeq); again {
+		err = w.follow(ctx, automation, request, func(now *Record) error {
+			if again = now.Open != nil && (r.Open == nil || now.Open.Epoch != r.Open.Epoch || now.Open.LastSeq != r.Open.LastSeq); again {
 				return store.ErrUnchanged // more has arrived, and is dropped as well
 			}
 			*now = Drop(*now)
@@ -114,6 +137,20 @@ func (w *Windows) Discard(ctx context.Context, automation string, ledger *store.
 			return dropped, err
 		}
 	}
+}
+
+// empty settles and removes the arrivals in the open window of r, and returns how many there were.
+func (w *Windows) empty(ctx context.Context, r Record, ledger *store.Ledger) (int, error) {
+	arrived, alone, err := w.arrived(ctx, r)
+	if err != nil {
+		return 0, err
+	}
+	for batch := range slices.Chunk(arrived, discardBatch) {
+		if err := settle(ctx, ledger, batch); err != nil {
+			return 0, fmt.Errorf("settle what is dropped of %s: %w", r.Automation, err)
+		}
+	}
+	return len(arrived), w.purge(ctx, r, arrived, alone)
 }
 
 // pendingArrival is an arrival in an open window.

@@ -93,14 +93,19 @@ func TestCommandsCommuteWithArrivals(t *testing.T) {
 	})
 }
 
+// in is a time for Extend: so long from now.
+func in(d time.Duration) func(time.Time) (time.Time, error) {
+	return func(time.Time) (time.Time, error) { return time.Now().Add(d), nil }
+}
+
 func TestFlushCloses(t *testing.T) {
 	t.Parallel()
 	h := open(t)
 	ctx := t.Context()
-	must(t, h.Flush(ctx, auto)) // nothing is open
+	must(t, h.Flush(ctx, auto, "")) // nothing is open
 	must(t, h.Merge(ctx, auto, []window.Arrival{{Seq: 1, Stored: time.Now()}}, hour))
-	must(t, h.Extend(ctx, auto, time.Now().Add(48*time.Hour)))
-	must(t, h.Flush(ctx, auto))
+	must(t, h.Extend(ctx, auto, "", in(48*time.Hour)))
+	must(t, h.Flush(ctx, auto, ""))
 	must(t, h.Merge(ctx, auto, []window.Arrival{{Seq: 2, Stored: time.Now()}}, hour)) // too late to keep it open, in time to be in it
 	r := h.record(t)
 	if r.Open.Deadline.After(time.Now()) || r.Open.LastSeq != 2 {
@@ -110,7 +115,7 @@ func TestFlushCloses(t *testing.T) {
 	if jobs := h.jobs(t); len(jobs) != 1 || jobs[0].LastSeq != 2 {
 		t.Errorf("flushed: %+v", jobs)
 	}
-	if err := h.Extend(ctx, auto, time.Now().Add(time.Hour)); !errors.Is(err, window.ErrNotOpen) {
+	if err := h.Extend(ctx, auto, "", in(time.Hour)); !errors.Is(err, window.ErrNotOpen) {
 		t.Errorf("extend of nothing: %v", err)
 	}
 }
@@ -134,13 +139,13 @@ func TestDiscard(t *testing.T) {
 		a := arrival(i)
 		return store.Entry{Medium: event.Medium{ID: event.NewMediumID("idx", "c", a.Path, "1", ""), Index: "idx", Path: a.Path, Version: "1", State: state}}
 	}
-	if n, err := h.Discard(ctx, auto, ledger); n != 0 || err != nil {
+	if n, err := h.Discard(ctx, auto, "", ledger); n != 0 || err != nil {
 		t.Errorf("nothing is open: %d, %v", n, err)
 	}
 
 	// One alone.
 	must(t, h.Merge(ctx, auto, []window.Arrival{arrive(9)}, hour))
-	if n, err := h.Discard(ctx, auto, ledger); n != 1 || err != nil {
+	if n, err := h.Discard(ctx, auto, "", ledger); n != 1 || err != nil {
 		t.Errorf("one alone: %d, %v", n, err)
 	}
 	if s, err := h.bus.State(ctx, topology.Arrivals); err != nil || s.Msgs != 0 {
@@ -157,7 +162,7 @@ func TestDiscard(t *testing.T) {
 	}
 	must(t, h.Merge(ctx, auto, in, hour))
 	arrive(4) // not yet in a window
-	n, err := h.Discard(ctx, auto, ledger)
+	n, err := h.Discard(ctx, auto, "", ledger)
 	if r := h.record(t); n != 3 || err != nil || r.Open != nil {
 		t.Errorf("%d dropped, %v, %+v", n, err, r.Open)
 	}

@@ -36,6 +36,8 @@ type Record struct {
 	LastClosed time.Time `json:"last_closed_at,omitzero"`
 	// ClosedSeq: arrivals up to here belong to windows that have closed, and are their jobs' to purge.
 	ClosedSeq uint64 `json:"closed_seq,omitempty"`
+	// LastRequest is the request that last flushed, extended or dropped a window here; see commands.go.
+	LastRequest string `json:"last_request,omitempty"`
 }
 
 // Open is a window that takes arrivals.

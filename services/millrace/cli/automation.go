@@ -47,8 +47,10 @@ type ofIndex struct {
 	Index string `arg:"" help:"The index."`
 }
 
-func (c ofIndex) path(verb string) string {
-	return "/indexes/" + url.PathEscape(c.Index) + "/automations/import" + verb
+func (c ofIndex) path(verb string) string { return pathOfAutomation(c.Index, verb) }
+
+func pathOfAutomation(index, verb string) string {
+	return "/indexes/" + url.PathEscape(index) + "/automations/import" + verb
 }
 
 type automationList struct {
@@ -57,7 +59,7 @@ type automationList struct {
 
 // Run lists automations.
 func (c *automationList) Run(ctx context.Context) error {
-	return c.pages(ctx, "/automations", url.Values{}, 0, watchedColumns, watchedWide)
+	return c.pages(ctx, "/automations", optional(), 0, watchedColumns, watchedWide)
 }
 
 type automationGet struct{ ofIndex }
@@ -88,7 +90,7 @@ func (c *automationApply) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.do(ctx, http.MethodPut, "/indexes/"+url.PathEscape(index)+"/automations/import", config, automationColumns, automationWide)
+	return c.do(ctx, http.MethodPut, pathOfAutomation(index, ""), config, automationColumns, automationWide)
 }
 
 // readAutomation reads the body of a PUT and the index it is for. JSON is YAML too.

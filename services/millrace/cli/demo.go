@@ -303,7 +303,7 @@ func (d *demo) overwrite(ctx context.Context) error {
 
 // pause drops while paused: nothing starts, and nothing is lost.
 func (d *demo) pause(ctx context.Context) error {
-	path := "/indexes/" + d.Index + "/automations/import"
+	path := pathOfAutomation(d.Index, "")
 	if err := d.client.Do(ctx, http.MethodPost, path+"/pause", nil, nil); err != nil {
 		return err
 	}
@@ -342,7 +342,7 @@ func (d *demo) pause(ctx context.Context) error {
 // window waits for a state of the automation.
 func (d *demo) window(ctx context.Context, ok func(client.Automation) bool) (a client.Automation, err error) {
 	err = until(ctx, "the window to move", func() (bool, error) {
-		err := d.client.Get(ctx, "/indexes/"+d.Index+"/automations/import", &a)
+		err := d.client.Get(ctx, pathOfAutomation(d.Index, ""), &a)
 		return ok(a), err
 	})
 	return a, err

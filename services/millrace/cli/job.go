@@ -62,6 +62,8 @@ func (c *jobCreate) Run(ctx context.Context) error {
 	return follow(ctx, c.dial(), j.ID)
 }
 
+func pathOfJob(id, verb string) string { return "/import-jobs/" + url.PathEscape(id) + verb }
+
 type jobGet struct {
 	server `embed:""`
 	ID     string `arg:"" help:"The job."`
@@ -70,7 +72,7 @@ type jobGet struct {
 // Run shows a job.
 func (c *jobGet) Run(ctx context.Context) error {
 	var raw json.RawMessage
-	if err := c.dial().Get(ctx, "/import-jobs/"+c.ID, &raw); err != nil {
+	if err := c.dial().Get(ctx, pathOfJob(c.ID, ""), &raw); err != nil {
 		return err
 	}
 	return printJSON(raw)
@@ -104,7 +106,7 @@ type jobCancel struct {
 // Run cancels a job.
 func (c *jobCancel) Run(ctx context.Context) error {
 	var raw json.RawMessage
-	if err := c.dial().Do(ctx, http.MethodPost, "/import-jobs/"+c.ID+"/cancel", nil, &raw); err != nil {
+	if err := c.dial().Do(ctx, http.MethodPost, pathOfJob(c.ID, "/cancel"), nil, &raw); err != nil {
 		return err
 	}
 	return printJSON(raw)
@@ -130,13 +132,7 @@ type jobList struct {
 
 // Run lists jobs.
 func (c *jobList) Run(ctx context.Context) error {
-	query := url.Values{"limit": {fmt.Sprint(c.Limit)}}
-	if c.Status != "" {
-		query.Set("status", c.Status)
-	}
-	if c.Index != "" {
-		query.Set("index_id", c.Index)
-	}
+	query := optional("limit", fmt.Sprint(c.Limit), "status", c.Status, "index_id", c.Index)
 	if c.Automation {
 		query.Set("automation_only", "true")
 	}
@@ -152,9 +148,9 @@ type jobRetry struct {
 
 // Run retries files.
 func (c *jobRetry) Run(ctx context.Context) error {
-	path, body := "/import-jobs/"+url.PathEscape(c.ID)+"/retry-failed", any(nil)
+	path, body := pathOfJob(c.ID, "/retry-failed"), any(nil)
 	if c.Path != "" {
-		path, body = "/import-jobs/"+url.PathEscape(c.ID)+"/files/retry", map[string]any{"path": c.Path}
+		path, body = pathOfJob(c.ID, "/files/retry"), map[string]any{"path": c.Path}
 	}
 	if !c.Watch {
 		return c.post(ctx, path, body, jobColumns, jobWide)
@@ -175,11 +171,7 @@ type jobFiles struct {
 
 // Run lists files.
 func (c *jobFiles) Run(ctx context.Context) error {
-	query := url.Values{}
-	if c.State != "" {
-		query.Set("state", c.State)
-	}
-	return c.pages(ctx, "/import-jobs/"+url.PathEscape(c.ID)+"/files", query, c.Limit,
+	return c.pages(ctx, pathOfJob(c.ID, "/files"), optional("state", c.State), c.Limit,
 		[]column{{"PATH", "path"}, {"STATE", "state"}, {"TRIED", "attempts"}, {"REASON", "reason"}, {"ERROR", "error"}},
 		[]column{{"BYTES", "size_bytes"}, {"VIDEO", "video_id"}, {"STARTED", "started_at"}, {"ENDED", "ended_at"}})
 }

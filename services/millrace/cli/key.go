@@ -27,8 +27,8 @@ type keyCommand struct {
 	Revoke keyRevoke `cmd:"" help:"End an API key, at once and for ever."`
 }
 
-// operator are the flags of commands for which an API key is not enough. Who can read the data folder of a running server
-// is its operator, and so is who can reach the broker.
+// operator are the flags of commands for which an API key is not enough. Who can read the data folder of a running
+// server is its operator, and so is who can reach the broker.
 type operator struct {
 	Data    string `help:"Data folder of the running server." default:"./data" type:"path" placeholder:"DIR"`
 	NATSURL string `name:"nats-url" help:"Broker of the deployment, in place of a data folder." placeholder:"URL"`

@@ -135,3 +135,14 @@ func cell(row map[string]any, member string) string {
 func (s shown) post(ctx context.Context, path string, in any, columns, wide []column) error {
 	return s.do(ctx, http.MethodPost, path, in, columns, wide)
 }
+
+// optional is a query of names and values in turn, without those that are empty.
+func optional(pairs ...string) url.Values {
+	query := make(url.Values)
+	for pair := range slices.Chunk(pairs, 2) {
+		if pair[1] != "" {
+			query.Set(pair[0], pair[1])
+		}
+	}
+	return query
+}

@@ -2,12 +2,18 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/alecthomas/kong"
+
+	"millrace/services/millrace/client"
 )
 
 func TestPrintTable(t *testing.T) {
@@ -107,5 +113,36 @@ func TestCommandLines(t *testing.T) {
 		if _, err := parser.Parse(strings.Fields(line)); err == nil {
 			t.Errorf("%s: understood", line)
 		}
+	}
+}
+
+// A stream that broke off goes on behind its last event, also when the server is away at first.
+func TestFollowEvents(t *testing.T) {
+	t.Parallel()
+	asked := 0
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch asked++; asked {
+		case 1:
+			fmt.Fprint(w, "id: 1-a\ndata: one\n\n")
+		case 2:
+			panic(http.ErrAbortHandler)
+		case 3:
+			fmt.Fprintf(w, "id: 2-b\ndata: behind %s of %s\n\n", r.Header.Get("Last-Event-ID"), r.URL.Query().Get("type"))
+		default:
+			w.WriteHeader(http.StatusUnauthorized)
+		}
+	}))
+	defer s.Close()
+	var got []string
+	c := eventsCommand{Type: []string{"x.y", "z.*"}}
+	c.URL = s.URL
+	err := c.follow(t.Context(), func(data string) error { got = append(got, data); return nil })
+	var refused *client.Problem
+	if !errors.As(err, &refused) || refused.Status != http.StatusUnauthorized || strings.Join(got, ", ") != "one, behind 1-a of x.y,z.*" {
+		t.Errorf("%v, %v", got, err)
+	}
+	s.Close()
+	if err := c.follow(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "no answer") {
+		t.Errorf("a server that was never there: %v", err)
 	}
 }

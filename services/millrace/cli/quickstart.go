@@ -88,7 +88,7 @@ func setUp(ctx context.Context, c *client.Client, name, dir, interval string) (p
 		return p, err
 	}
 	p = pipeline{Connector: connector.ID, Index: index.ID, Prompt: prompt.ID}
-	return p, c.Do(ctx, http.MethodPut, "/indexes/"+p.Index+"/automations/import", map[string]any{
+	return p, c.Do(ctx, http.MethodPut, pathOfAutomation(p.Index, ""), map[string]any{
 		"enabled": true, "paused": false, "connector_id": p.Connector, "source_prefix": "", "file_pattern": "*", "recursive": true,
 		"debounce_interval": interval, "prompt_preset": map[string]any{"prompt_id": p.Prompt},
 	}, nil)

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -11,6 +12,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"millrace/services/millrace/client"
 )
 
 type explainCommand struct {
@@ -97,31 +100,29 @@ type deadList struct {
 
 // Run lists letters.
 func (c *deadList) Run(ctx context.Context) error {
-	query := url.Values{}
-	if c.Service != "" {
-		query.Set("service", c.Service)
-	}
-	return c.pages(ctx, "/dead", query, c.Limit, deadColumns, deadWide)
+	return c.pages(ctx, "/dead", optional("service", c.Service), c.Limit, deadColumns, deadWide)
 }
 
-type deadReplay struct {
+// ofLetter is a letter that is meant.
+type ofLetter struct {
 	shown `embed:""`
 	ID    string `arg:"" help:"The letter."`
 }
+
+func (c ofLetter) path(verb string) string { return "/dead/" + url.PathEscape(c.ID) + verb }
+
+type deadReplay struct{ ofLetter }
 
 // Run replays a letter.
 func (c *deadReplay) Run(ctx context.Context) error {
-	return c.post(ctx, "/dead/"+url.PathEscape(c.ID)+"/replay", nil, []column{{"LETTER", "dead_id"}, {"SUBJECT", "subject"}, {"MESSAGE", "message"}}, nil)
+	return c.post(ctx, c.path("/replay"), nil, []column{{"LETTER", "dead_id"}, {"SUBJECT", "subject"}, {"MESSAGE", "message"}}, nil)
 }
 
-type deadRemove struct {
-	shown `embed:""`
-	ID    string `arg:"" help:"The letter."`
-}
+type deadRemove struct{ ofLetter }
 
 // Run throws a letter away.
 func (c *deadRemove) Run(ctx context.Context) error {
-	return c.do(ctx, http.MethodDelete, "/dead/"+url.PathEscape(c.ID), nil, messageColumns, nil)
+	return c.do(ctx, http.MethodDelete, c.path(""), nil, messageColumns, nil)
 }
 
 type eventsCommand struct {
@@ -132,24 +133,31 @@ type eventsCommand struct {
 	After  string   `help:"Go on behind the event that had this id on the stream." placeholder:"ID"`
 }
 
-// Run prints events as they come, until it is interrupted. When the stream breaks off it goes on where that was.
-func (c *eventsCommand) Run(ctx context.Context) error {
-	query := url.Values{}
-	if len(c.Type) > 0 {
-		query.Set("type", strings.Join(c.Type, ","))
-	}
-	if c.Index != "" {
-		query.Set("index_id", c.Index)
-	}
+// Run prints events as they come, until it is interrupted.
+func (c *eventsCommand) Run(ctx context.Context) error { return c.follow(ctx, c.print) }
+
+// comeBack is how long it takes to ask again when a stream has broken off.
+const comeBack = 2 * time.Second
+
+// follow passes on events until ctx ends. A stream that breaks off goes on where that was, also when the server is away
+// for a while; what fails is the first connection, a refusal, and each.
+func (c *eventsCommand) follow(ctx context.Context, each func(data string) error) error {
+	query := optional("type", strings.Join(c.Type, ","), "index_id", c.Index)
+	connected := false
 	for last := c.After; ; {
+		var unshown error
 		err := c.dial().Stream(ctx, "/events?"+query.Encode(), last, func(body io.Reader) error {
-			return readEvents(body, &last, func(data string) error { return c.print(data) })
+			connected = true
+			unshown = readEvents(body, &last, each)
+			return unshown
 		})
-		if err != nil && ctx.Err() == nil {
+		var refused *client.Problem
+		lasting := !connected || unshown != nil || errors.As(err, &refused) && refused.Status < http.StatusInternalServerError
+		if err != nil && ctx.Err() == nil && lasting {
 			return err
 		}
 		select {
-		case <-time.After(2 * time.Second):
+		case <-time.After(comeBack):
 		case <-ctx.Done():
 			return nil
 		}

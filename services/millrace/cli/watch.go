@@ -38,7 +38,7 @@ func pollJob(ctx context.Context, c *client.Client, id string, each func(client.
 	defer tick.Stop()
 	for {
 		var j client.Job
-		if err := c.Get(ctx, "/import-jobs/"+id, &j); err != nil {
+		if err := c.Get(ctx, pathOfJob(id, ""), &j); err != nil {
 			return j, err
 		}
 		each(j)

@@ -52,8 +52,8 @@ func (c *Client) Get(ctx context.Context, path string, out any) error {
 	return c.Do(ctx, http.MethodGet, path, nil, out)
 }
 
-// Do sends in as JSON, when not nil, and reads the answer into out, when not nil. It fails with *Problem when the server
-// refuses.
+// Do sends in as JSON, when not nil, and reads the answer into out, when not nil. It fails with *Problem when the
+// server refuses.
 func (c *Client) Do(ctx context.Context, method, path string, in, out any) error {
 	var body io.Reader
 	if in != nil {
@@ -92,8 +92,8 @@ func (c *Client) Do(ctx context.Context, method, path string, in, out any) error
 	return nil
 }
 
-// Stream opens a stream of events behind the one with the id last ("": from now on), and passes its body on. It fails with
-// *Problem when the server refuses; how long the stream lasts is up to ctx and to the server.
+// Stream opens a stream of events behind the one with the id last ("": from now on), and passes its body on. It fails
+// with *Problem when the server refuses; how long the stream lasts is up to ctx and to the server.
 func (c *Client) Stream(ctx context.Context, path, last string, each func(io.Reader) error) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+path, http.NoBody)
 	if err != nil {
