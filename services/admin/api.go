@@ -341,14 +341,22 @@ func membersOf(data []byte) (map[string]json.RawMessage, error) {
 	return members, nil
 }
 
+// maxUnwanted is how much of a body is read behind its limit, only to be thrown away. A client that is still writing when
+// the connection is closed is reset, and may lose the answer that says why; the server by itself takes 256 KiB.
+const maxUnwanted = 16 << 20
+
+// readAll reads a body of at most limit bytes within bodyTimeout. Its errors are for the client.
 func readAll(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Now().Add(bodyTimeout)) // not every writer has one
 	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
-	_ = control.SetReadDeadline(time.Time{})
 	var tooLarge *http.MaxBytesError
+	if errors.As(err, &tooLarge) && r.ContentLength <= limit+maxUnwanted {
+		_, _ = io.CopyN(io.Discard, r.Body, maxUnwanted) // the answer is the same, however that ends
+	}
+	_ = control.SetReadDeadline(time.Time{})
 	switch {
-	case errors.As(err, &tooLarge):
+	case tooLarge != nil:
 		return nil, newProblem(http.StatusRequestEntityTooLarge, "request_too_large", "The body may have at most %d bytes.", limit).
 			with("limit_bytes", limit)
 	case errors.Is(err, os.ErrDeadlineExceeded):

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path"
 	"strings"
 	"time"
 
@@ -15,7 +14,8 @@ import (
 	"millrace/shared/window"
 )
 
-// deleter clears away what somebody deleted; that is the importer's, as the library and the ledger are its own to write.
+// deleter clears away what somebody deleted; that is the importer's, as the library and the ledger are its own to
+// write.
 //
 // A medium goes in these steps, each safe to repeat:
 //
@@ -30,8 +30,8 @@ import (
 //	deleting: its media, as above
 //	deleted:  its part of the ledger purged; nothing can come back under an id that is never used again
 //
-// What a worker that was just committing, or an admin that had just looked the index up, writes behind our back is found
-// by going through all of it once more, after lookAgain.
+// What a worker that was just committing, or an admin that had just looked the index up, writes behind our back is
+// found by going through all of it once more, after lookAgain.
 type deleter struct {
 	im          *Importer
 	indexes     *store.Register[store.Index]
@@ -48,7 +48,7 @@ const (
 	deleters = 4
 	// lookAgain is longer than a delivery outlives its worker.
 	lookAgain = 30 * time.Second
-	// drainEvery is how often it is looked whether the jobs of an index have ended.
+	// drainEvery is how often it is looked whether a job has ended.
 	drainEvery = 200 * time.Millisecond
 	// eraseSize is how many media are removed at a time.
 	eraseSize = 500
@@ -193,16 +193,6 @@ func (x *deleter) removeBytes(ctx context.Context, entries []store.Entry) error 
 	return nil
 }
 
-// libraryKey is where a medium goes in the library: a function of the medium, so that a second attempt writes to the same
-// place, with the extension kept for tools that go by it.
-func libraryKey(index string, id event.MediumID, objectPath string) string {
-	ext := strings.ToLower(path.Ext(objectPath))
-	if !extension.MatchString(ext) {
-		ext = ""
-	}
-	return index + "/" + id.Object[:2] + "/" + id.String() + ext
-}
-
 // index deletes an index with all that is in it. It may have been done before, in part or whole.
 func (x *deleter) index(ctx context.Context, req event.DeletionRequested) error {
 	err := x.progress(ctx, req, store.Draining)
@@ -304,7 +294,25 @@ func (x *deleter) drain(ctx context.Context, index string) error {
 	}
 	for {
 		busy, err := x.cancelJobs(ctx, index)
-		if err != nil || busy == 0 {
+		if err != nil || len(busy) == 0 {
+			return err
+		}
+		for _, id := range busy {
+			if err := x.awaitJob(ctx, id); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// awaitJob waits until a job is settled or gone.
+func (x *deleter) awaitJob(ctx context.Context, id string) error {
+	for {
+		j, _, err := x.im.jobs.reg.Get(ctx, id)
+		switch {
+		case errors.Is(err, store.ErrNotFound) || err == nil && j.Settled:
+			return nil
+		case err != nil:
 			return err
 		}
 		select {
@@ -339,17 +347,17 @@ func (x *deleter) cancelRun(ctx context.Context, id string) error {
 	return err
 }
 
-// cancelJobs cancels the jobs of an index and counts those that are not settled yet.
-func (x *deleter) cancelJobs(ctx context.Context, index string) (busy int, err error) {
+// cancelJobs cancels the jobs of an index and returns the ids of those that are not settled yet.
+func (x *deleter) cancelJobs(ctx context.Context, index string) (busy []string, err error) {
 	now := time.Now().UTC()
 	for j, err := range x.im.jobs.reg.All(ctx) {
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
 		if j.Index != index || j.Settled {
 			continue
 		}
-		busy++
+		busy = append(busy, j.ID)
 		if j.Status.Terminal() {
 			continue
 		}
@@ -361,7 +369,7 @@ func (x *deleter) cancelJobs(ctx context.Context, index string) (busy int, err e
 			return nil
 		})
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
 	}
 	return busy, nil

@@ -57,13 +57,13 @@ func (t *tracker) settle(ctx context.Context, rec store.Job) error {
 		if err := t.report(ctx, rec.ID, rec.Progress.Total); err != nil {
 			return err
 		}
+		_, _, err := t.reg.Modify(ctx, rec.ID, func(j *store.Job) error { j.Report = ReportName(j.ID); return nil })
+		if err != nil {
+			return fmt.Errorf("report of job %s: %w", rec.ID, err)
+		}
 	}
 	if typ, ok := endEvent(rec); ok {
-		e, err := bus.NewEvent(typ, rec.Index, rec.ID, rec.EndedAt, event.JobEvent{
-			Job: rec.ID, Index: rec.Index, Connector: rec.Connector, Automation: rec.Automation, Status: string(rec.Status),
-			Total: rec.Progress.Total, Imported: rec.Progress.Imported, Skipped: rec.Progress.Skipped,
-			Failed: rec.Progress.Failed, Error: rec.Error,
-		})
+		e, err := bus.NewEvent(typ, rec.Index, rec.ID, rec.EndedAt, jobEvent(rec))
 		if err != nil {
 			return err
 		}
@@ -74,10 +74,7 @@ func (t *tracker) settle(ctx context.Context, rec store.Job) error {
 	if err := t.purge(ctx, rec); err != nil {
 		return err
 	}
-	_, _, err := t.reg.Modify(ctx, rec.ID, func(j *store.Job) error {
-		j.Settled, j.Report = true, ReportName(j.ID)
-		return nil
-	})
+	_, _, err := t.reg.Modify(ctx, rec.ID, func(j *store.Job) error { j.Settled = true; return nil })
 	if err != nil {
 		return fmt.Errorf("settle job %s: %w", rec.ID, err)
 	}
@@ -85,6 +82,15 @@ func (t *tracker) settle(ctx context.Context, rec store.Job) error {
 	t.env.Log.Info("job ended", "job_id", rec.ID, "status", rec.Status, "total", rec.Progress.Total,
 		"imported", rec.Progress.Imported, "skipped", rec.Progress.Skipped, "failed", rec.Progress.Failed)
 	return nil
+}
+
+// jobEvent is what events say of a job.
+func jobEvent(rec store.Job) event.JobEvent {
+	return event.JobEvent{
+		Job: rec.ID, Index: rec.Index, Connector: rec.Connector, Automation: rec.Automation, Status: string(rec.Status),
+		Total: rec.Progress.Total, Imported: rec.Progress.Imported, Skipped: rec.Progress.Skipped,
+		Failed: rec.Progress.Failed, Error: rec.Error,
+	}
 }
 
 // endEvent is the public event of an ended job. The cancelled one has none (contract §16.4).
@@ -130,7 +136,7 @@ func (t *tracker) clear(ctx context.Context, rec store.Job) error {
 	if _, errs := b.PublishAll(ctx, open); errors.Join(errs...) != nil {
 		return fmt.Errorf("settle the queue of cancelled job %s: %w", rec.ID, errors.Join(errs...))
 	}
-	if err := t.report(ctx, rec.ID, len(f.files)); err != nil {
+	if err := t.report(ctx, rec.ID, max(len(f.files), rec.Progress.Total)); err != nil {
 		return err
 	}
 	rec, _, err := t.reg.Modify(ctx, rec.ID, func(j *store.Job) error {

@@ -436,7 +436,6 @@ func TestRetries(t *testing.T) {
 	}
 }
 
-// A cancelled job ends with what it has: transfers in flight stop, the queue is settled, no event is published.
 // A tracker that lost its lease and does not know it yet must not report from entries that its successor has removed.
 func TestReportOutlivesALateTracker(t *testing.T) {
 	t.Parallel()
@@ -454,9 +453,43 @@ func TestReportOutlivesALateTracker(t *testing.T) {
 	if err := late.end(t.Context(), rec, rec.Progress, 1); err == nil {
 		t.Error("a job ended twice")
 	}
-	r.ended(job)
+	rec.Status = store.JobCancelled
+	if err := late.clear(t.Context(), rec); err == nil {
+		t.Error("a cancelled job was reported twice")
+	}
+	if _, report := r.ended(job); len(report) != 1 {
+		t.Errorf("%d files are in the report", len(report))
+	}
 }
 
+// A tracker that dies once the entries of a job are gone leaves a record that names the report made of them, also when
+// the job failed while it was planned.
+func TestReportIsOnRecordBeforeEntriesGo(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.write("a.mp4", sample(t, "video.mp4"))
+	job := r.plan("auto", event.NewOnly, "a.mp4")
+	rec, _, err := r.jobs.Modify(t.Context(), job, func(j *store.Job) error { j.Status = store.JobFailed; return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The work queue is needed after the report, and before the entries go.
+	if err := r.env.Bus.JetStream().DeleteStream(t.Context(), r.env.Bus.Stream(topology.Tasks)); err != nil {
+		t.Fatal(err)
+	}
+	first := newTracker(r.env, newMetrics(prometheus.NewRegistry()))
+	if err := first.open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.settle(t.Context(), rec); err == nil {
+		t.Fatal("it came to its end")
+	}
+	if rec, _, err = r.jobs.Get(t.Context(), job); err != nil || rec.Report == "" || rec.Settled {
+		t.Errorf("%+v, %v", rec, err)
+	}
+}
+
+// A cancelled job ends with what it has: transfers in flight stop, the queue is settled, no event is published.
 func TestCancel(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

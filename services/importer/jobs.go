@@ -17,11 +17,11 @@ type jobs struct {
 
 	mu        sync.Mutex
 	cancelled map[string]bool
-	working   map[string]map[*context.CancelCauseFunc]struct{} // by job
+	working   map[*context.CancelCauseFunc]string // the job of each task in hand; there are few
 }
 
 func newJobs() *jobs {
-	return &jobs{cancelled: make(map[string]bool), working: make(map[string]map[*context.CancelCauseFunc]struct{})}
+	return &jobs{cancelled: make(map[string]bool), working: make(map[*context.CancelCauseFunc]string)}
 }
 
 func (js *jobs) follow(ctx context.Context) error {
@@ -33,8 +33,10 @@ func (js *jobs) follow(ctx context.Context) error {
 			return
 		}
 		js.cancelled[c.Key] = true
-		for cancel := range js.working[c.Key] {
-			(*cancel)(errCancelled)
+		for cancel, job := range js.working {
+			if job == c.Key {
+				(*cancel)(errCancelled)
+			}
 		}
 	})
 }
@@ -47,19 +49,11 @@ func (js *jobs) begin(ctx context.Context, job string) (context.Context, func())
 	if js.cancelled[job] {
 		cancel(errCancelled)
 	}
-	set := js.working[job]
-	if set == nil {
-		set = make(map[*context.CancelCauseFunc]struct{})
-		js.working[job] = set
-	}
-	set[&cancel] = struct{}{}
+	js.working[&cancel] = job
 	return ctx, func() {
 		js.mu.Lock()
 		defer js.mu.Unlock()
 		cancel(nil)
-		delete(set, &cancel)
-		if len(set) == 0 {
-			delete(js.working, job)
-		}
+		delete(js.working, &cancel)
 	}
 }

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path"
 	"regexp"
+	"strings"
 	"time"
 
 	"millrace/shared/bucket"
@@ -354,6 +356,16 @@ func (w *work) probe(ctx context.Context, r io.ReaderAt, obj bucket.Object) (med
 var extension = regexp.MustCompile(`^\.[a-z0-9]{1,8}$`)
 
 func (w *work) key() string { return libraryKey(w.task.Index, w.ans.id, w.task.Path) }
+
+// libraryKey is where a medium goes in the library: a function of the medium, so that a second attempt writes to the
+// same place and a deletion finds it, with the extension kept for tools that go by it.
+func libraryKey(index string, id event.MediumID, objectPath string) string {
+	ext := strings.ToLower(path.Ext(objectPath))
+	if !extension.MatchString(ext) {
+		ext = ""
+	}
+	return index + "/" + id.Object[:2] + "/" + id.String() + ext
+}
 
 // imported is the outcome of an object that is in the library.
 func (w *work) imported(obj bucket.Object, info media.Info, stored bucket.Stored) *outcome {

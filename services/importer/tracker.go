@@ -39,7 +39,8 @@ type tracked struct {
 	fold    *fold
 	asOf    uint64 // sequence of the last entry folded
 	shown   time.Time
-	told    time.Time // of its progress, as an event
+	told    time.Time // of its progress, by the event toldAs
+	toldAs  string
 	busy    bool      // a step is under way
 	notTill time.Time // a step failed or has to wait
 }
@@ -57,8 +58,9 @@ func (t *tracker) open(ctx context.Context) (err error) {
 }
 
 const (
-	// trackEvery is how often the tracker looks at jobs that changed; showJobEvery bounds how often progress is written.
-	trackEvery   = 20 * time.Millisecond
+	// trackEvery is how often the tracker looks at jobs that changed.
+	trackEvery = 20 * time.Millisecond
+	// showJobEvery bounds how often progress is written.
 	showJobEvery = 500 * time.Millisecond
 	// tellJobEvery bounds how often progress is announced.
 	tellJobEvery = time.Second
@@ -252,28 +254,29 @@ func (t *tracker) show(ctx context.Context, id string, p store.Progress, asOf ui
 		j.Progress, j.AsOf = p, asOf
 		return nil
 	})
-	if err != nil || rec.Status.Terminal() || !t.tellNow(id) {
+	if err != nil || rec.Status.Terminal() {
 		return err
 	}
-	e, err := bus.NewEvent(event.JobProgress, rec.Index, id, time.Now(), event.JobEvent{
-		Job: id, Index: rec.Index, Connector: rec.Connector, Automation: rec.Automation, Status: string(rec.Status),
-		Total: rec.Progress.Total, Imported: rec.Progress.Imported, Skipped: rec.Progress.Skipped, Failed: rec.Progress.Failed,
-	})
+	e, err := bus.NewEvent(event.JobProgress, rec.Index, id, time.Now(), jobEvent(rec))
 	if err != nil {
 		return err
 	}
-	e.ID = event.IDOf(e.Type, e.Index, fmt.Sprint(id, " ", rec.Progress.Imported, " ", rec.Progress.Skipped, " ", rec.Progress.Failed)) // it happens again and again
+	e.ID = event.IDOf(e.Type, e.Index, id+" "+string(e.Data)) // it happens again and again
+	if !t.tellNow(id, e.ID) {
+		return nil
+	}
 	return t.env.Bus.PublishEvent(ctx, e)
 }
 
-// tellNow reports whether the progress of a job is to be announced.
-func (t *tracker) tellNow(id string) bool {
+// tellNow reports whether this event is to announce the progress of a job: one that was announced last says nothing new,
+// as while a large file is in transfer.
+func (t *tracker) tellNow(id, as string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	j, now := t.job(id), time.Now()
-	if now.Sub(j.told) < tellJobEvery {
+	if as == j.toldAs || now.Sub(j.told) < tellJobEvery {
 		return false
 	}
-	j.told = now
+	j.told, j.toldAs = now, as
 	return true
 }

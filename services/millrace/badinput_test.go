@@ -1,18 +1,22 @@
 package millrace_test
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"mime/multipart"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -156,6 +160,22 @@ func TestBadRequests(t *testing.T) {
 			refused(t, request(t, up.url, c.method, c.path, data), c.status, c.want...)
 		})
 	}
+	t.Run("too large, from a client that listens only once it has said all", func(t *testing.T) {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(up.url, "http://"))
+		must(t, err)
+		defer func() { _ = conn.Close() }()
+		must(t, conn.SetDeadline(time.Now().Add(patience)))
+		const size = 16 << 20 // more than the buffers between us hold
+		_, err = fmt.Fprintf(conn, "PUT /api/v2%s HTTP/1.1\r\nHost: x\r\nX-Api-Key: %s\r\nContent-Length: %d\r\n\r\n", at, apiKey, size)
+		must(t, err)
+		_, err = conn.Write(bytes.Repeat([]byte(" "), size))
+		must(t, err)
+		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		must(t, err)
+		body, err := io.ReadAll(res.Body)
+		must(t, errors.Join(err, res.Body.Close()))
+		refused(t, response{status: res.StatusCode, body: body}, 413, "1048576")
+	})
 	for name, c := range map[string]struct {
 		data   []byte
 		status int

@@ -30,16 +30,16 @@ import (
 //	I5  integrity     TestKill, TestStory (genuine); dir and gcs: the suite of buckettest, TestRewrittenWhileRead,
 //	                  TestCorruptedBodies; dir: TestLostWritesAreRememberedUntilPutAgain
 //	I6  debounce      TestStory (bursts, nextJob), TestTenThousandFiles; window: TestMergeIsCommutativeAndIdempotent,
-//	                  TestDue, TestDayLongWindows, TestAlarmRings; debouncer: TestWindowClosesOnceWhenQuiet,
-//	                  TestSweepTakesOverFromLostAlarms
+//	                  TestDue, TestNewDeadlines, TestDayLongWindows; debouncer: TestWindowClosesOnceWhenQuiet,
+//	                  TestOverdueWindowsCloseAtTheStart
 //	I7  state         TestKill and every follow (progress goes forward and adds up); window: TestLifeOfARecord,
-//	                  TestMergeFromManySides, TestConcurrentRings; importer: TestFold; preset-trigger: TestFoldGoesForward
+//	                  TestMergeFromManySides, TestConcurrentCloses; importer: TestFold; preset-trigger: TestFoldGoesForward
 //	I8  ack chain     TestAcknowledgedIsThere, TestStorySplit; broker: TestDurableByDefault; bus: TestNoAnswerIsUnknown,
 //	                  TestUnsettledIsBounded; brokertest: TestCluster
 //	I9  nothing stuck TestStory, TestStorySplit, TestTenThousandFiles, TestKill (atRest), TestBadNotifications;
 //	                  scanner: TestSweepMakesUpForLostRings; bus: TestLeaseOfADeadProcessRunsOut
-//	I10 webhooks      TestWebhooksSurviveKill; webhooks: TestRetried, TestGivenUp, TestRestart, TestTwice, TestPrivateAddress;
-//	                  egress: TestDial, TestRebinding
+//	I10 webhooks      TestWebhooksSurviveKill; webhooks: TestRetried, TestGivenUp, TestRestart, TestTwice,
+//	                  TestPrivateAddress; egress: TestDial, TestRebinding
 //	I11 pause         TestStory (whilePaused), TestAcknowledgedIsThere; window: TestHoldAndRelease; admin: TestPauseHolds
 //	I12 secrets       TestSecretsStayInside; secret: TestStringNeverShows, TestSealOpen; broker: TestRedact;
 //	                  admin: TestGCSForm, TestEnsureKey; webhooks: TestSecretStaysInside

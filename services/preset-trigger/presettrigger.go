@@ -17,7 +17,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"path"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -261,25 +260,18 @@ func (p *PresetTrigger) join(ctx context.Context, index string, files []event.Fi
 	if err != nil {
 		return nil, err
 	}
-	byID := make(map[event.MediumID]event.Medium, len(entries))
-	for _, e := range entries {
-		byID[e.ID] = e.Medium
-	}
+	known := byID(entries)
 	media := make([]event.RunMedium, len(files))
 	for i, f := range files {
-		media[i] = runMedium(f, byID[ids[i]])
+		media[i] = runMedium(f, known[ids[i]])
 	}
 	return media, nil
 }
 
 // runMedium is what an executor is told about an imported file; m is its ledger entry, zero if there is none.
 func runMedium(f event.File, m event.Medium) event.RunMedium {
-	r := event.RunMedium{
-		Video: f.Video, Title: path.Base(f.Path), URI: m.URI, MediaType: m.MediaType, ContentType: m.ContentType,
-		Seconds: m.Seconds, Size: m.Size,
-	}
 	if m.Path == "" {
-		r.MediaType, r.Seconds, r.Size = f.MediaType, f.Seconds, f.Size
+		m = event.Medium{Path: f.Path, MediaType: f.MediaType, Seconds: f.Seconds, Size: f.Size}
 	}
-	return r
+	return mediumOf(f.Video, m)
 }

@@ -56,9 +56,9 @@ type Request struct {
 	Media iter.Seq2[event.RunMedium, error]
 }
 
-// Create stores the media list and then the record of a run, and returns the record. A run that has its list is returned
-// as it is, and so is one that has ended; the record of one that somebody asked for gets its list now. It fails with
-// ErrNoMedia or ErrDeleted.
+// Create stores the media list and then the record of a run, and returns the record. A run that has its list is
+// returned as it is, and so is one that has ended; the record of one that somebody asked for gets its list now. It fails
+// with ErrNoMedia or ErrDeleted.
 //
 // A crash between list and record leaves a list that no record names, which the repetition replaces.
 func (r *Runs) Create(ctx context.Context, req Request) (store.Run, error) {

@@ -1,6 +1,7 @@
 package presettrigger
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -134,8 +135,9 @@ type liveRun struct {
 	written   time.Time // last tried
 	ended     bool      // its end was tried to be written
 	announced bool      // that it started
-	told      time.Time // how far it is
-	swept     bool      // it was there at the last sweep
+	told      time.Time // how far it is, by the event toldAs
+	toldAs    string
+	swept     bool // it was there at the last sweep
 }
 
 // maxSettled bounds the memory for settled runs. Forgetting one costs a read when a late report or change comes.
@@ -446,8 +448,7 @@ func (s *session) write(ctx context.Context, l *liveRun) error {
 		l.announced = true
 	}
 	if l.fold != nil && rec.Status == store.RunProcessing && time.Since(l.told) >= tellEvery {
-		l.told = time.Now()
-		if err := s.announce(ctx, event.RunProgress, rec, l.told); err != nil {
+		if err := s.announceProgress(ctx, l, rec); err != nil {
 			return err
 		}
 	}
@@ -480,10 +481,31 @@ var endEvents = map[store.RunStatus]event.Type{
 	store.RunCancelled:             event.RunCancelled,
 }
 
-// noIndex stands where the subject of an event names an index and the run has none.
-const noIndex = "-"
-
 func (s *session) announce(ctx context.Context, typ event.Type, r store.Run, at time.Time) error {
+	e, err := runEvent(typ, r, at)
+	if err != nil {
+		return err
+	}
+	return s.runs.bus.PublishEvent(ctx, e)
+}
+
+// announceProgress says how far a run is, unless that was said last.
+func (s *session) announceProgress(ctx context.Context, l *liveRun, r store.Run) error {
+	now := time.Now()
+	e, err := runEvent(event.RunProgress, r, now)
+	if err != nil {
+		return err
+	}
+	e.ID = event.IDOf(e.Type, e.Index, r.ID+" "+string(e.Data)) // it happens again and again
+	if e.ID == l.toldAs {
+		return nil
+	}
+	l.told, l.toldAs = now, e.ID
+	return s.runs.bus.PublishEvent(ctx, e)
+}
+
+// runEvent is the event that says typ about a run.
+func runEvent(typ event.Type, r store.Run, at time.Time) (event.Event, error) {
 	data := event.RunEvent{Run: r.ID, Job: r.Job, Index: r.Index, Prompt: r.Prompt, Status: string(r.Status)}
 	for _, t := range r.Tallies {
 		data.Total += t.Total
@@ -493,18 +515,7 @@ func (s *session) announce(ctx context.Context, typ event.Type, r store.Run, at 
 	if typ == event.RunStarted { // the same at each repetition, however far the run is by then
 		data.Status, data.Completed, data.Failed = string(store.RunProcessing), 0, 0
 	}
-	index := r.Index
-	if index == "" {
-		index = noIndex
-	}
-	e, err := bus.NewEvent(typ, index, r.ID, at, data)
-	if err != nil {
-		return err
-	}
-	if typ == event.RunProgress { // it happens again and again
-		e.ID = event.IDOf(typ, index, fmt.Sprint(r.ID, " ", data.Completed, " ", data.Failed))
-	}
-	return s.runs.bus.PublishEvent(ctx, e)
+	return bus.NewEvent(typ, cmp.Or(r.Index, bus.NoIndex), r.ID, at, data)
 }
 
 // sweep hands out the runs that were made before the last sweep and that nobody handed out: whoever made them died in

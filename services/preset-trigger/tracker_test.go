@@ -183,7 +183,7 @@ func TestRunWithoutIndex(t *testing.T) {
 	must(t, w.runs.Dispatch(t.Context(), run))
 	w.report(run.ID, "vid_1", event.Successful)
 	w.await(run.ID, settled)
-	if n := len(w.stored(topology.Events, "event", string(event.RunCompleted), noIndex, run.ID)); n != 1 {
+	if n := len(w.stored(topology.Events, "event", string(event.RunCompleted), bus.NoIndex, run.ID)); n != 1 {
 		t.Errorf("%d events", n)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"iter"
 	"path"
 	"slices"
+	"time"
 
 	"millrace/shared/bus"
 	"millrace/shared/control"
@@ -48,25 +49,20 @@ func (p *PresetTrigger) runWanted(ctx context.Context, w event.RunWanted, _ *con
 }
 
 // refuse ends a run that cannot be made. It is put on record if whoever asked has not come to that yet, or that record
-// would stay pending for ever.
+// would stay pending for ever. One that was deleted stays so.
 func (p *PresetTrigger) refuse(ctx context.Context, w event.RunWanted, reason string) error {
-	_, _, err := p.runs.records.Modify(ctx, w.Run, func(v *store.Run) error {
-		if v.ID == "" {
-			*v = store.Run{
-				ID: w.Run, Job: w.Job, Index: w.Index, Prompt: promptOf(w.Preset), Preset: w.Preset,
-				Status: store.RunPending, Tallies: make(map[string]store.Tally), CreatedAt: w.RequestedAt,
-			}
-		}
-		return nil
+	err := p.runs.records.Create(ctx, w.Run, store.Run{
+		ID: w.Run, Job: w.Job, Index: w.Index, Prompt: promptOf(w.Preset), Preset: w.Preset, Status: store.RunFailed, Error: reason,
+		Tallies: make(map[string]store.Tally), CreatedAt: w.RequestedAt, EndedAt: time.Now().UTC(),
 	})
-	if err != nil {
-		return err
+	if errors.Is(err, bus.ErrConflict) {
+		return p.runs.fail(ctx, w.Run, reason)
 	}
-	return p.runs.fail(ctx, w.Run, reason)
+	return err
 }
 
-// named yields the media of these ids, in their order. One that has left the ledger stays in the list: that it cannot be
-// read is for the executor to say.
+// named yields the media of these ids, in their order. One that has left the ledger stays in the list: that it cannot
+// be read is for the executor to say.
 func (p *PresetTrigger) named(ctx context.Context, videos []string) iter.Seq2[event.RunMedium, error] {
 	return func(yield func(event.RunMedium, error) bool) {
 		for chunk := range slices.Chunk(videos, lookupChunk) {
@@ -84,13 +80,9 @@ func (p *PresetTrigger) named(ctx context.Context, videos []string) iter.Seq2[ev
 				yield(event.RunMedium{}, err)
 				return
 			}
-			byID := make(map[event.MediumID]event.Medium, len(entries))
-			for _, e := range entries {
-				byID[e.ID] = e.Medium
-			}
-			for _, id := range ids {
-				m := byID[id]
-				if !yield(mediumOf(id, m), nil) {
+			known := byID(entries)
+			for i, id := range ids {
+				if !yield(mediumOf(chunk[i], known[id]), nil) {
 					return
 				}
 			}
@@ -106,21 +98,29 @@ func (p *PresetTrigger) inIndex(ctx context.Context, index string, asOf uint64) 
 				yield(event.RunMedium{}, err)
 				return
 			}
-			if e.State == event.MediumImported && !yield(mediumOf(e.ID, e.Medium), nil) {
+			if e.State == event.MediumImported && !yield(mediumOf(e.ID.String(), e.Medium), nil) {
 				return
 			}
 		}
 	}
 }
 
+func byID(entries []store.Entry) map[event.MediumID]event.Medium {
+	media := make(map[event.MediumID]event.Medium, len(entries))
+	for _, e := range entries {
+		media[e.ID] = e.Medium
+	}
+	return media
+}
+
 // mediumOf is what an executor is told about a medium; m is its ledger entry, zero if there is none.
-func mediumOf(id event.MediumID, m event.Medium) event.RunMedium {
-	title := id.String()
+func mediumOf(video string, m event.Medium) event.RunMedium {
+	title := video
 	if m.Path != "" {
 		title = path.Base(m.Path)
 	}
 	return event.RunMedium{
-		Video: id.String(), Title: title, URI: m.URI, MediaType: m.MediaType, ContentType: m.ContentType,
+		Video: video, Title: title, URI: m.URI, MediaType: m.MediaType, ContentType: m.ContentType,
 		Seconds: m.Seconds, Size: m.Size,
 	}
 }

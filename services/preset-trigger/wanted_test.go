@@ -2,6 +2,7 @@ package presettrigger
 
 import (
 	"encoding/json"
+	"errors"
 	"testing"
 	"time"
 
@@ -127,6 +128,19 @@ func TestWantedInVain(t *testing.T) {
 	w.eventually(func() bool {
 		return len(w.stored(topology.DeadLetters, "dead", "*", topology.PresetTriggerWanted)) == 2
 	})
+}
+
+// A run that somebody deleted does not come back because there is nothing to run on.
+func TestWantedInVainAndDeleted(t *testing.T) {
+	w := newWorld(t)
+	must(t, w.records.Put(t.Context(), "run_1", store.Run{ID: "run_1", Prompt: prompt, Status: store.RunPending}))
+	must(t, w.records.Delete(t.Context(), "run_1"))
+	w.start("one")
+	w.want(event.RunWanted{Run: "run_1", Index: "idx_nothing"}, false)
+	w.eventually(func() bool { return len(w.stored(topology.Runs, "run", "wanted", "*")) == 0 })
+	if run, _, err := w.records.Get(t.Context(), "run_1"); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("%+v, %v", run, err)
+	}
 }
 
 // A run that is cancelled before it was made is never handed out, and one that is being made is not swept.

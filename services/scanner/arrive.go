@@ -253,11 +253,12 @@ func (a *arrivals) decide(ctx context.Context, open []*asked, found event.Found,
 	verdicts := make([]verdict, len(open))
 	for i, q := range open {
 		verdicts[i] = decide(q.object, q.known, false, now)
-		if q.exact || (verdicts[i] != stale && (verdicts[i] != news || found != event.ByScan)) {
-			continue
-		}
 		// A file can be replaced by an older one, and a listing can see one that is just being written, whose version is
 		// no more by the time its page is dealt with. The folder knows.
+		doubt := verdicts[i] == stale || verdicts[i] == news && found == event.ByScan
+		if q.exact || !doubt {
+			continue
+		}
 		doubtful.Go(func() error {
 			live, err := a.isLive(ctx, q)
 			switch {

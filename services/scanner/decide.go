@@ -14,7 +14,7 @@ const (
 	news     verdict = "news"      // an arrival
 	settled  verdict = "settled"   // the ledger has this version
 	pending  verdict = "pending"   // this version waits in the backlog
-	stale    verdict = "stale"     // a newer version is settled or waits
+	stale    verdict = "stale"     // a newer version is settled or waits, or this one is not there any more
 	inFlight verdict = "in_flight" // a job has it in hand
 	repeated verdict = "repeated"  // the same object stands in the same batch again
 )

@@ -27,10 +27,32 @@ type file struct {
 	refused string
 }
 
-// page is a part of a listing, or of a backlog.
+// page is a part of a listing, of a backlog or of a report.
 type page struct {
 	files  []file
 	cursor string // the listing goes on behind this path
+}
+
+// paged yields files in pages. They are in no order that a cursor could go by.
+func paged(files iter.Seq2[file, error]) iter.Seq2[page, error] {
+	return func(yield func(page, error) bool) {
+		var pg page
+		for f, err := range files {
+			if err != nil {
+				yield(page{}, err)
+				return
+			}
+			if pg.files = append(pg.files, f); len(pg.files) == pageSize {
+				if !yield(pg, nil) {
+					return
+				}
+				pg = page{}
+			}
+		}
+		if len(pg.files) > 0 {
+			yield(pg, nil)
+		}
+	}
 }
 
 // list yields what a bucket holds and selects wants, in pages, behind the path after.

@@ -100,7 +100,7 @@ func (p *planner) window(ctx context.Context, req event.JobRequested) (string, e
 	begun := err == nil
 
 	var pl *plan
-	for page, err := range p.backlog(ctx, backlog, req.LastSeq) {
+	for page, err := range paged(p.backlog(ctx, backlog, req.LastSeq)) {
 		if err == nil && pl == nil {
 			pl, err = p.begin(ctx, req)
 		}
@@ -133,14 +133,13 @@ func (p *planner) endWindow(ctx context.Context, req event.JobRequested, backlog
 	return done, err
 }
 
-// backlog yields the arrivals of a window, in pages. There is one message per subject, so the last ones are all of them,
-// and are found by subject: what other automations have waiting costs nothing.
-func (p *planner) backlog(ctx context.Context, filter string, lastSeq uint64) iter.Seq2[page, error] {
-	return func(yield func(page, error) bool) {
-		var pg page
+// backlog yields the arrivals of a window. There is one message per subject, so the last ones are all of them, and are
+// found by subject: what other automations have waiting costs nothing.
+func (p *planner) backlog(ctx context.Context, filter string, lastSeq uint64) iter.Seq2[file, error] {
+	return func(yield func(file, error) bool) {
 		for m, err := range p.bus.Last(ctx, topology.Arrivals, filter) {
 			if err != nil {
-				yield(page{}, err)
+				yield(file{}, err)
 				return
 			}
 			if m.Sequence > lastSeq {
@@ -149,21 +148,14 @@ func (p *planner) backlog(ctx context.Context, filter string, lastSeq uint64) it
 			var a event.Arrival
 			if err := json.Unmarshal(m.Data, &a); err != nil || a.Path == "" {
 				if err := p.bury(ctx, m, "it is not an arrival"); err != nil {
-					yield(page{}, err)
+					yield(file{}, err)
 					return
 				}
 				continue
 			}
-			pg.files = append(pg.files, file{connector: a.Connector, Object: a.Object})
-			if len(pg.files) == pageSize {
-				if !yield(pg, nil) {
-					return
-				}
-				pg = page{}
+			if !yield(file{connector: a.Connector, Object: a.Object}, nil) {
+				return
 			}
-		}
-		if len(pg.files) > 0 {
-			yield(pg, nil)
 		}
 	}
 }

@@ -145,7 +145,7 @@ func TestWindowIsPlannedOnceWhereverThePlannerStops(t *testing.T) {
 			pl, err := r.plan.begin(t.Context(), req)
 			must(t, err)
 			var pages []page
-			for p, err := range r.plan.backlog(t.Context(), r.bus.Subject("arrival", req.Automation, "*"), req.LastSeq) {
+			for p, err := range paged(r.plan.backlog(t.Context(), r.bus.Subject("arrival", req.Automation, "*"), req.LastSeq)) {
 				must(t, err)
 				pages = append(pages, p)
 			}
@@ -226,7 +226,7 @@ func TestCancelledWindowIsPlannedNoFurther(t *testing.T) {
 	pl, err := r.plan.begin(t.Context(), req)
 	must(t, err)
 	var planErr error
-	for p, err := range r.plan.backlog(t.Context(), r.bus.Subject("arrival", req.Automation, "*"), req.LastSeq) {
+	for p, err := range paged(r.plan.backlog(t.Context(), r.bus.Subject("arrival", req.Automation, "*"), req.LastSeq)) {
 		must(t, err)
 		if planErr = pl.add(t.Context(), p); planErr != nil {
 			break

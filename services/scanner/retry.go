@@ -10,8 +10,8 @@ import (
 	"millrace/shared/store"
 )
 
-// again plans files of a job that has ended once more. Which ones stands in that job's report, which does not change any
-// more, so a planner that starts over sees the same; what it planned before it meets at the entries, as in a listing.
+// again plans files of a job that has ended once more. Which ones stands in that job's report, which does not change
+// any more, so a planner that starts over sees the same; what it planned before it meets at the entries, as in a listing.
 func (p *planner) again(ctx context.Context, req event.JobRequested) (string, error) {
 	pl, err := p.begin(ctx, req)
 	if err != nil {
@@ -20,56 +20,43 @@ func (p *planner) again(ctx context.Context, req event.JobRequested) (string, er
 	if err := p.checkIndex(ctx, req.Index); err != nil {
 		return "", err
 	}
-	for page, err := range p.reported(ctx, req) {
-		if err != nil {
-			return "", err
+	for page, err := range paged(p.reported(ctx, req)) {
+		if errors.Is(err, store.ErrNotFound) {
+			return "", &lastingError{fmt.Sprintf("what became of the files of job %s is no longer on record", req.RetryOf)}
 		}
-		if err := pl.add(ctx, page); err != nil {
+		if err == nil {
+			err = p.recall(ctx, req.Index, page.files)
+		}
+		if err == nil {
+			err = pl.add(ctx, page)
+		}
+		if err != nil {
 			return "", err
 		}
 	}
 	return done, pl.finish(ctx)
 }
 
-// reported yields the files that a retry is about, in pages.
-func (p *planner) reported(ctx context.Context, req event.JobRequested) iter.Seq2[page, error] {
-	return func(yield func(page, error) bool) {
+// reported yields the files that a retry is about. It fails with store.ErrNotFound when nobody knows them any more.
+func (p *planner) reported(ctx context.Context, req event.JobRequested) iter.Seq2[file, error] {
+	return func(yield func(file, error) bool) {
 		job, _, err := p.jobs.Get(ctx, req.RetryOf)
 		if err == nil && job.Report == "" {
-			err = fmt.Errorf("it has no report: %w", store.ErrNotFound)
-		}
-		var pg page
-		flush := func() bool {
-			if len(pg.files) == 0 {
-				return true
-			}
-			err := p.recall(ctx, req.Index, pg.files)
-			more := yield(pg, err)
-			pg = page{}
-			return more && err == nil
-		}
-		if err == nil {
-			for f, ferr := range store.ReadLines[event.File](ctx, p.docs, job.Report) {
-				if err = ferr; err != nil {
-					break
-				}
-				if !wantsAgain(req, f) {
-					continue
-				}
-				pg.files = append(pg.files, fileOf(job, f))
-				if len(pg.files) == pageSize && !flush() {
-					return
-				}
-			}
-		}
-		if errors.Is(err, store.ErrNotFound) {
-			err = &lastingError{fmt.Sprintf("what became of the files of job %s is no longer on record", req.RetryOf)}
+			err = fmt.Errorf("job %s has no report: %w", req.RetryOf, store.ErrNotFound)
 		}
 		if err != nil {
-			yield(page{}, err)
+			yield(file{}, err)
 			return
 		}
-		flush()
+		for f, err := range store.ReadLines[event.File](ctx, p.docs, job.Report) {
+			if err != nil {
+				yield(file{}, err)
+				return
+			}
+			if wantsAgain(req, f) && !yield(fileOf(job, f), nil) {
+				return
+			}
+		}
 	}
 }
 

@@ -78,7 +78,7 @@ func TestRetryGoesOn(t *testing.T) {
 	req := retryOf("job_0", "")
 	pl, err := r.plan.begin(t.Context(), req)
 	must(t, err)
-	for page, err := range r.plan.reported(t.Context(), req) {
+	for page, err := range paged(r.plan.reported(t.Context(), req)) {
 		must(t, err)
 		must(t, pl.add(t.Context(), page))
 		break

@@ -224,9 +224,8 @@ func (s *scans) arm(ctx context.Context, automation string, t timer) error {
 	if err != nil {
 		return err
 	}
-	// To the second, rounded up: schedules have no finer resolution, and an alarm that rings early would only have to be
-	// set again. An epoch is never armed twice except by the handler of its ring: an alarm that is replaced while it rings
-	// can be lost.
+	// To the second, rounded up: schedules have no finer resolution. An epoch is armed once: a schedule that is replaced
+	// while it is due can be lost.
 	at := t.next.Add(time.Second - 1).Truncate(time.Second).UTC()
 	_, err = s.bus.Publish(ctx, bus.Message{
 		Subject: s.bus.Subject("timer", "scan", automation, t.epoch),

@@ -14,12 +14,10 @@ var errCancelled = errors.New("run cancelled")
 // inHand tells those who carry runs out when a run is no longer wanted.
 type inHand struct {
 	mu   sync.Mutex
-	runs map[string]map[*context.CancelCauseFunc]struct{} // by id
+	runs map[*context.CancelCauseFunc]string // by what ends them, as one that comes again can be in hand twice
 }
 
-func newInHand() *inHand {
-	return &inHand{runs: make(map[string]map[*context.CancelCauseFunc]struct{})}
-}
+func newInHand() *inHand { return &inHand{runs: make(map[*context.CancelCauseFunc]string)} }
 
 // follow cancels runs in hand as their records say, until ctx ends.
 func (h *inHand) follow(ctx context.Context, records *store.Register[store.Run]) error {
@@ -29,8 +27,10 @@ func (h *inHand) follow(ctx context.Context, records *store.Register[store.Run])
 		}
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		for cancel := range h.runs[c.Key] {
-			(*cancel)(errCancelled)
+		for cancel, run := range h.runs {
+			if run == c.Key {
+				(*cancel)(errCancelled)
+			}
 		}
 	})
 }
@@ -41,19 +41,11 @@ func (h *inHand) begin(ctx context.Context, run string) (context.Context, func()
 	ctx, cancel := context.WithCancelCause(ctx)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	set := h.runs[run]
-	if set == nil {
-		set = make(map[*context.CancelCauseFunc]struct{})
-		h.runs[run] = set
-	}
-	set[&cancel] = struct{}{}
+	h.runs[&cancel] = run
 	return ctx, func() {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		cancel(nil)
-		delete(set, &cancel)
-		if len(set) == 0 {
-			delete(h.runs, run)
-		}
+		delete(h.runs, &cancel)
 	}
 }

@@ -22,10 +22,10 @@
 // event.RunRequested; the media are in it, or, when the list is empty, JSON Lines in the object media_object of the
 // object store <prefix>-documents. For each it publishes an event.Report to <prefix>.run.report.<run_id>.<video_id>,
 // "processing" if it likes and "successful" or "failed" in the end, and waits for the ack. It extends the message's
-// lease meanwhile (+WPI, every few seconds; a lease is 20 s) and acknowledges when all media are reported. A run can come again, so it
-// first leaves out the media that have a final report: the last message of their subject in <prefix>-reports. A run that
-// is cancelled says so in its record, key run_id of the bucket <prefix>-run ("status": "cancelled"), which can be watched;
-// reports that come after that are not counted.
+// lease meanwhile (+WPI, every few seconds; a lease is 20 s) and acknowledges when all media are reported. A run can
+// come again, so it first leaves out the media that have a final report: the last message of their subject in
+// <prefix>-reports. A run that is cancelled says so in its record, key run_id of the bucket <prefix>-run
+// ("status": "cancelled"), which can be watched; reports that come after that are not counted.
 package worker
 
 import (
@@ -138,8 +138,8 @@ func (w *Worker) Run(ctx context.Context) error {
 // Ready returns nil while the worker holds its consumer.
 func (w *Worker) Ready() error { return w.env.Bus.Consuming(topology.WorkerRuns) }
 
-// carryOut carries out one run. What is reported stays reported, so a run that comes again goes on where it was. When it
-// is cancelled, commands that run are killed.
+// carryOut carries out one run. What is reported stays reported, so a run that comes again goes on where it was. When
+// it is cancelled, commands that run are killed.
 func (w *Worker) carryOut(ctx context.Context, d *bus.Delivery) error {
 	var req event.RunRequested
 	if err := d.Decode(&req); err != nil {

@@ -59,7 +59,7 @@ type Arrival struct {
 	Found Found `json:"found"`
 }
 
-// Timer is the body of an alarm and of what it turns into when it rings.
+// Timer is the body of the timer of a scan and of what it turns into when it rings.
 type Timer struct {
 	Automation string `json:"automation_id"`
 	Epoch      string `json:"epoch"`
@@ -83,8 +83,8 @@ const (
 	NewOnly ImportMode = "new_only"
 )
 
-// JobRequested asks the scanner to plan a job: the backlog of a window (Automation, Epoch and LastSeq are set), files of
-// a job that has ended (RetryOf), or a listing (Prefix, Pattern, Recursive).
+// JobRequested asks the scanner to plan a job: the backlog of a window (Automation, Epoch and LastSeq are set), files
+// of a job that has ended (RetryOf), or a listing (Prefix, Pattern, Recursive).
 type JobRequested struct {
 	Job         string          `json:"job_id"`
 	Lane        Lane            `json:"lane"`

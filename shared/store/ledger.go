@@ -108,8 +108,8 @@ func (l *Ledger) Write(ctx context.Context, entries []Entry) []error {
 	return errs
 }
 
-// narrow is up to how many sequences a page is read without a filter. With one, the broker counts among all subjects how
-// many messages follow, which costs more than to read these few.
+// narrow is up to how many sequences a page is read without a filter. With one, the broker counts among all subjects
+// how many messages follow, which costs more than to read these few.
 const narrow = 1000
 
 // Page returns up to limit imported media of an index, newest first, that were registered before cursor ("": from the
@@ -176,18 +176,18 @@ func (l *Ledger) Page(ctx context.Context, index string, limit int, cursor strin
 	return page, strconv.FormatUint(newest[limit-1].Revision, 36), nil
 }
 
-// few is up to how many entries All reads with a filter, which finds a small index fast in a large ledger; from there on
-// it reads all there is, which is faster for a large one (see narrow).
+// few is up to how many entries All reads with a filter, which finds a small index fast in a large ledger; from there
+// on it reads all there is, which is faster for a large one (see narrow).
 const few = 1000
 
-// All yields the entries of an index that are not newer than sequence upTo (0: all), in whatever state, in stream order.
-// An entry that changes meanwhile may come twice, or not at all if it is newer then.
+// All yields the entries of an index that are not newer than sequence upTo (0: all), in whatever state, in stream
+// order. An entry that changes meanwhile may come twice, or not at all if it is newer then.
 func (l *Ledger) All(ctx context.Context, index string, upTo uint64) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
 		mine := l.bus.Subject("media", index) + "."
 		next, n := uint64(0), 0
+	pass:
 		for filter := mine + ">"; ; filter = ">" {
-			again := false
 			for m, err := range l.bus.Scan(ctx, topology.Media, filter, next) {
 				if err != nil {
 					yield(Entry{}, err)
@@ -203,14 +203,11 @@ func (l *Ledger) All(ctx context.Context, index string, upTo uint64) iter.Seq2[E
 				if !yield(e, err) || err != nil {
 					return
 				}
-				if n++; n == few && filter != ">" {
-					again = true
-					break
+				if n++; n == few {
+					continue pass
 				}
 			}
-			if !again {
-				return
-			}
+			return
 		}
 	}
 }
