@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/alecthomas/kong"
@@ -119,9 +120,9 @@ func TestCommandLines(t *testing.T) {
 // A stream that broke off goes on behind its last event, also when the server is away at first.
 func TestFollowEvents(t *testing.T) {
 	t.Parallel()
-	asked := 0
+	var asked atomic.Int32 // one connection after the other, but each in a goroutine of its own
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch asked++; asked {
+		switch asked.Add(1) {
 		case 1:
 			fmt.Fprint(w, "id: 1-a\ndata: one\n\n")
 		case 2:
