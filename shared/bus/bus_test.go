@@ -350,6 +350,28 @@ func TestPublishWithACancelledContext(t *testing.T) {
 	}
 }
 
+func TestExpectIsTheCallersAgainAfterItLeft(t *testing.T) {
+	t.Parallel()
+	b := open(t)
+	left, leave := context.WithCancel(t.Context())
+	leave()
+	for i := range 50 {
+		m := message(b, i)
+		m.Expect = bus.Absent()
+		_, err := b.Publish(left, m)
+		*m.Expect = 1 << 40 // as a caller does that uses its variable for something else; the race detector looks on
+		if err != nil && !errors.Is(err, bus.ErrUnknown) {
+			t.Fatal(err)
+		}
+	}
+	if _, err := b.Publish(t.Context(), message(b, 50)); err != nil { // it leaves after all the others
+		t.Fatal(err)
+	}
+	if got := len(all(t, b, topology.Files, "file", "job", "*")); got != 51 {
+		t.Errorf("%d of 51 were written under the expectation they were published with", got)
+	}
+}
+
 func TestStoreFull(t *testing.T) {
 	t.Parallel()
 	b := openBare(t, func(o *server.Options) { o.JetStreamMaxStore = 1 << 20 })

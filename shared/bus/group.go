@@ -21,6 +21,10 @@ func (b *Bus) Publish(ctx context.Context, m Message) (uint64, error) {
 	if m.Header.Get(jetstream.ScheduleHeader) != "" {
 		return b.publish(ctx, m)
 	}
+	if m.Expect != nil { // the variable is the caller's, who may leave before the write has begun
+		expect := *m.Expect
+		m.Expect = &expect
+	}
 	p := &pending{msg: m, done: make(chan struct{})}
 	b.groupOf(m.Subject).add(p)
 	select {
