@@ -23,6 +23,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"millrace/services/admin"
+	"millrace/services/admin/strict"
 	"millrace/shared/bucket"
 	"millrace/shared/bus"
 	"millrace/shared/event"
@@ -306,6 +307,12 @@ func (a *answer) check() {
 		a.t.Fatalf("%s: %d with body %q: %v", a.what, a.status, a.raw, err)
 	}
 	if a.status < 400 {
+		method, path, _ := strings.Cut(a.what, " ")
+		if path, below := strings.CutPrefix(path, base); below {
+			if err := strict.Check(method, path, a.raw); err != nil {
+				a.t.Error(err)
+			}
+		}
 		return
 	}
 	e, _ := a.at("error").(map[string]any)

@@ -149,7 +149,7 @@ func TestJobs(t *testing.T) {
 	create(obj{"file_pattern": "[a"}).refused(422, "validation_error", "file_pattern")
 
 	// While it runs the arrays come from the bus.
-	must(t, w.jobs.Put(ctx, id, store.Job{ID: id, Index: f.index, Connector: f.connector, Status: store.JobImporting, Progress: store.Progress{Total: 4, Current: "x"}, CreatedAt: time.Now()}))
+	must(t, w.jobs.Put(ctx, id, store.Job{ID: id, Index: f.index, Connector: f.connector, Mode: event.NewOnly, Status: store.JobImporting, Progress: store.Progress{Total: 4, Current: "x"}, CreatedAt: time.Now()}))
 	states := []event.File{
 		{Path: "done", State: event.Imported, Video: "vid_1"}, {Path: "bad", State: event.Failed, Error: "why"},
 		{Path: "waiting", State: event.Queued}, {Path: "moving", State: event.Importing},
@@ -177,7 +177,7 @@ func TestJobs(t *testing.T) {
 	if settled.str("video_ids", 0) != f.video || settled.str("skipped_files", 0, "reason") != "already imported" || !strings.Contains(string(settled.raw), "a & b") && !strings.Contains(string(settled.raw), "c.mov") {
 		t.Errorf("settled: %s", settled.raw)
 	}
-	must(t, w.jobs.Put(ctx, "job_big", store.Job{ID: "job_big", Index: "other", Status: store.JobCompleted, Report: "report", Settled: true, Progress: store.Progress{Total: 101}, CreatedAt: time.Now().Add(time.Hour)}))
+	must(t, w.jobs.Put(ctx, "job_big", store.Job{ID: "job_big", Index: "other", Connector: f.connector, Mode: event.All, Status: store.JobCompleted, Report: "report", Settled: true, Progress: store.Progress{Total: 101, Imported: 101}, CreatedAt: time.Now().Add(time.Hour)}))
 	list := w.do("GET", "/import-jobs", nil).want(200)
 	if list.str(0, "job_id") != "job_big" || list.at(0, "files_omitted") != true || list.at(1, "files_omitted") != false {
 		t.Errorf("list: %s", list.raw)
@@ -497,7 +497,7 @@ func TestVideosAndRuns(t *testing.T) {
 	if r.str("run_context", "video_ids", 0) != f.video || r.str("video_segmentation_type") != "smart" || r.at("completed_videos") != 1.0 || r.str("executor") != "nats" {
 		t.Errorf("run: %s", r.raw)
 	}
-	must(t, w.runs.Put(ctx, "run_big", store.Run{ID: "run_big", Count: 1001, Media: "media", Status: store.RunPending, CreatedAt: time.Now().Add(time.Hour)}))
+	must(t, w.runs.Put(ctx, "run_big", store.Run{ID: "run_big", Prompt: f.prompt, Count: 1001, Media: "media", Status: store.RunPending, CreatedAt: time.Now().Add(time.Hour)}))
 	big := w.do("GET", "/prompt-runs?limit=1", nil).want(200)
 	if _, there := big.at(0, "run_context").(map[string]any)["video_ids"]; there || big.at(0, "run_context", "media_count") != 1001.0 {
 		t.Errorf("big run: %s", big.raw)

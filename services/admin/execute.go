@@ -234,7 +234,10 @@ func (a *Admin) start(ctx context.Context, p planned) (*body[promptRun], error) 
 	if err != nil {
 		return nil, err
 	}
-	_, err = a.bus.Publish(ctx, bus.Message{Subject: a.bus.Subject("run", "wanted", p.request.Run), Data: data, ID: p.request.Run})
+	_, err = a.bus.Publish(ctx, bus.Message{
+		Subject: a.bus.Subject("run", "wanted", p.request.Run), Data: data,
+		ID: "wanted-" + p.request.Run, // the id of the run alone is that of its request to executors, on the same stream
+	})
 	if err != nil {
 		return nil, err
 	}

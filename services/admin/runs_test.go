@@ -163,7 +163,7 @@ func TestCancelRun(t *testing.T) {
 	w := newWorld(t)
 	for _, status := range []store.RunStatus{store.RunPending, store.RunProcessing, store.RunCompleted, store.RunCompletedWithFailures, store.RunFailed} {
 		id := "run_" + string(status)
-		must(t, w.runs.Put(t.Context(), id, store.Run{ID: id, Status: status, CreatedAt: time.Now(), Tallies: map[string]store.Tally{"video": {Total: 5, Completed: 2, Failed: 1}}}))
+		must(t, w.runs.Put(t.Context(), id, store.Run{ID: id, Prompt: "prm_1", Status: status, CreatedAt: time.Now(), Tallies: map[string]store.Tally{"video": {Total: 5, Completed: 2, Failed: 1}}}))
 		a := w.do("POST", "/prompt-runs/"+id+"/cancel", obj{})
 		if status.Terminal() {
 			a.refused(400, "prompt_run_not_cancellable", string(status))
@@ -179,7 +179,7 @@ func TestCancelRun(t *testing.T) {
 		}
 	}
 	var both sync.WaitGroup
-	must(t, w.runs.Put(t.Context(), "run_x", store.Run{ID: "run_x", Status: store.RunProcessing}))
+	must(t, w.runs.Put(t.Context(), "run_x", store.Run{ID: "run_x", Prompt: "prm_1", Status: store.RunProcessing}))
 	for range 8 {
 		both.Go(func() { w.do("POST", "/prompt-runs/run_x/cancel", nil).want(200) })
 	}
@@ -193,7 +193,7 @@ func TestRunLists(t *testing.T) {
 	at := time.Now().UTC().Truncate(time.Millisecond)
 	var mine []string
 	for i := range 7 {
-		r := store.Run{ID: fmt.Sprint("run_", i), Index: index, Status: store.RunCompleted, CreatedAt: at.Add(time.Duration(i/3) * time.Second)} // some at one instant
+		r := store.Run{ID: fmt.Sprint("run_", i), Index: index, Prompt: "prm_1", Status: store.RunCompleted, CreatedAt: at.Add(time.Duration(i/3) * time.Second)} // some at one instant
 		if i == 5 {
 			r.Index, r.Status = other, store.RunFailed
 		} else {
@@ -221,7 +221,7 @@ func TestRunLists(t *testing.T) {
 		}
 	}
 	first := w.do("GET", path+"?limit=1", nil).want(200)
-	must(t, w.runs.Put(t.Context(), "run_new", store.Run{ID: "run_new", Index: index, CreatedAt: at.Add(time.Hour)}))
+	must(t, w.runs.Put(t.Context(), "run_new", store.Run{ID: "run_new", Index: index, Prompt: "prm_1", Status: store.RunPending, CreatedAt: at.Add(time.Hour)}))
 	if p := w.do("GET", path+"?limit=1&cursor="+first.str("pagination", "next_cursor"), nil).want(200); p.str("data", 0, "run_id") != mine[1] {
 		t.Errorf("a new run moved the pages: %s", p.raw)
 	}
@@ -362,7 +362,7 @@ func TestMediaAndTheirRuns(t *testing.T) {
 				{ID: "run_other", Index: index, Media: "both", Status: store.RunProcessing}, // claims an index that is not its own
 				{ID: "run_unmade", Index: f.index, Status: store.RunPending},
 			} {
-				r.CreatedAt = now.Add(time.Duration(i+1) * time.Second)
+				r.Prompt, r.CreatedAt = f.prompt, now.Add(time.Duration(i+1)*time.Second)
 				must(t, w.runs.Put(t.Context(), r.ID, r))
 			}
 			runs := func(video string) (list []string) {

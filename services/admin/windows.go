@@ -66,6 +66,12 @@ func (a *Admin) windowRoutes() {
 		about: "In order of creation, each with its open window: files, bytes, time left, held or not.",
 	}, a.listAutomations)
 	register(a, route{
+		method: "GET", path: path + "/plan", scope: read, tag: tag, timeout: browseTimeout,
+		summary: "Show what an import automation would import now",
+		about: "Lists the storage as a scan does, without importing anything. What is no medium by its content is only seen by " +
+			"the import, which then skips it.",
+	}, a.planAutomation)
+	register(a, route{
 		method: "POST", path: path + "/flush", scope: write, tag: tag, summary: "Close the open window now",
 		about: "What has arrived becomes a job at once. Nothing open is no error. 409 while the automation is paused or disabled.",
 	}, a.flushWindow)

@@ -149,7 +149,7 @@ func Parse(cli any, name, description string, args []string) int {
 	}
 	kctx, err := parser.Parse(args)
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "%s: %v\nTry '%s --help'.\n", name, err, name)
+		fmt.Fprintf(os.Stderr, "%s: %v\nTry '%s --help'.\n", name, err, commandOf(name, err))
 		return 2
 	}
 	if err := kctx.Run(); err != nil {
@@ -157,6 +157,19 @@ func Parse(cli any, name, description string, args []string) int {
 		return 1
 	}
 	return 0
+}
+
+// commandOf is how far a command line was understood that could not be parsed.
+func commandOf(name string, err error) string {
+	var p *kong.ParseError
+	if errors.As(err, &p) {
+		for _, step := range p.Context.Path {
+			if step.Command != nil {
+				name += " " + step.Command.Name
+			}
+		}
+	}
+	return name
 }
 
 // ConfigFile is the flag that names the YAML file.

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ type automationCommand struct {
 	Ls     automationList   `cmd:"" help:"List the import automations of all indexes, with their open windows."`
 	Get    automationGet    `cmd:"" help:"Show the import automation of an index."`
 	Apply  automationApply  `cmd:"" help:"Create or replace the import automation of an index, from a file."`
+	Plan   automationPlan   `cmd:"" help:"Show what the automation would import now, without importing it."`
 	Pause  automationPause  `cmd:"" help:"Start no job before resume. Arrivals are recorded all the same."`
 	Resume automationResume `cmd:"" help:"End a pause."`
 	Flush  automationFlush  `cmd:"" help:"Close the open window now: what has arrived becomes a job."`
@@ -113,6 +115,50 @@ func readAutomation(name string) (config map[string]any, index string, err error
 	}
 	delete(config, "index_id")
 	return config, index, nil
+}
+
+type automationPlan struct {
+	ofIndex
+	Limit int `help:"The most files to name, up to 10000." default:"1000" placeholder:"N"`
+}
+
+// Run shows a plan.
+func (c *automationPlan) Run(ctx context.Context) error {
+	var raw json.RawMessage
+	if err := c.dial().Get(ctx, c.path("/plan?limit="+fmt.Sprint(c.Limit)), &raw); err != nil {
+		return err
+	}
+	var plan struct {
+		Enabled   bool            `json:"enabled"`
+		Paused    bool            `json:"paused"`
+		Matched   int             `json:"matched_files"`
+		Settled   int             `json:"settled_files"`
+		Importing int             `json:"importing_files"`
+		Bytes     int64           `json:"bytes"`
+		Files     json.RawMessage `json:"files"`
+		Complete  bool            `json:"complete"`
+	}
+	if err := json.Unmarshal(raw, &plan); err != nil {
+		return fmt.Errorf("decode answer: %w", err)
+	}
+	if c.Output == "json" {
+		return printJSON(raw)
+	}
+	err := c.show(plan.Files, []column{{"PATH", "path"}, {"BYTES", "size_bytes"}, {"MODIFIED", "last_modified"}, {"WAITING", "waiting"}}, []column{{"VERSION", "version"}})
+	if err != nil {
+		return err
+	}
+	// Beside the table, so that this can be piped.
+	fmt.Fprintf(os.Stderr, "%d match, %d of them are settled, %d are being imported; %d bytes to import.\n", plan.Matched, plan.Settled, plan.Importing, plan.Bytes)
+	switch {
+	case !plan.Complete:
+		fmt.Fprintln(os.Stderr, "There is more: this is its beginning.")
+	case !plan.Enabled:
+		fmt.Fprintln(os.Stderr, "The automation is disabled: nothing of this happens.")
+	case plan.Paused:
+		fmt.Fprintln(os.Stderr, "The automation is paused: this happens after millrace automation resume.")
+	}
+	return nil
 }
 
 type automationPause struct{ ofIndex }

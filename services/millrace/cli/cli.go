@@ -37,8 +37,13 @@ type CLI struct {
 	Worker        worker.Command        `cmd:"" group:"services" help:"Carry prompt runs out with a command per medium."`
 
 	Job        jobCommand        `cmd:"" group:"client" help:"Import jobs: create, ls, get, watch, cancel, retry, files."`
-	Automation automationCommand `cmd:"" group:"client" help:"Import automations and their windows: ls, get, apply, pause, resume, flush, extend, drop."`
-	Connector  connectorCommand  `cmd:"" group:"client" help:"Connectors: ls, create, test, browse, rm."`
+	Automation automationCommand `cmd:"" group:"client" help:"Import automations and their windows: ls, get, apply, plan, pause, resume, flush, extend, drop."`
+	Connector  connectorCommand  `cmd:"" group:"client" help:"Connectors: ls, get, create, test, browse, rm."`
+	Index      indexCommand      `cmd:"" group:"client" help:"Indexes: ls, create, get, media, rm."`
+	Prompt     promptCommand     `cmd:"" group:"client" help:"Prompts: ls, create, get, rm."`
+	PromptRun  runCommand        `cmd:"" name:"run" group:"client" help:"Prompt runs: ls, create, get, cancel, results, failed."`
+	Export     exportCommand     `cmd:"" group:"client" help:"Exports: ls, create, get, download."`
+	Webhook    webhookCommand    `cmd:"" group:"client" help:"Webhooks and their deliveries: ls, create, get, test, pause, resume, rotate, rm, events, deliveries, retry."`
 	Explain    explainCommand    `cmd:"" group:"client" help:"Tell the whole story of one object: why it was imported, or why not."`
 	Dead       deadCommand       `cmd:"" group:"client" help:"Messages that could not be handled: ls, replay, rm."`
 	Events     eventsCommand     `cmd:"" group:"client" help:"Follow events as they happen."`
@@ -46,8 +51,10 @@ type CLI struct {
 
 	NatsAccounts accountsCommand `cmd:"" group:"other" help:"Print accounts and permissions for a NATS server, a user per service."`
 
-	Bench   benchCommand   `cmd:"" group:"other" help:"Measure every figure beside its yardstick."`
-	Version versionCommand `cmd:"" group:"other" help:"Print the version."`
+	Bench      benchCommand      `cmd:"" group:"other" help:"Measure every figure beside its yardstick."`
+	Completion completionCommand `cmd:"" group:"other" help:"Print what makes a shell complete this command line."`
+	Version    versionCommand    `cmd:"" group:"other" help:"Print the version."`
+	Complete   completeCommand   `cmd:"" hidden:"" passthrough:"" help:"What a shell asks."`
 }
 
 // Main runs the command line and returns the exit code.

@@ -1,16 +1,21 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
+	"os"
 	"path/filepath"
 )
 
 type connectorCommand struct {
 	Ls     connectorList   `cmd:"" help:"List connectors."`
+	Get    connectorGet    `cmd:"" help:"Show a connector."`
 	Create connectorCreate `cmd:"" help:"Connect a storage."`
 	Test   connectorTest   `cmd:"" help:"Try whether the storage can be listed, and note the outcome."`
 	Browse connectorBrowse `cmd:"" help:"List objects, with the matching that jobs and automations use."`
@@ -37,15 +42,34 @@ func (c *connectorList) Run(ctx context.Context) error {
 }
 
 type connectorCreate struct {
-	Dir connectorCreateDir `cmd:"" help:"Connect a folder of the server's machine, inside one of its --allow-dir roots."`
+	Dir   connectorCreateDir   `cmd:"" help:"Connect a folder of the server's machine, inside one of its --allow-dir roots."`
+	GCS   connectorCreateGCS   `cmd:"" name:"gcs" help:"Connect a Google Cloud Storage bucket."`
+	S3    connectorCreateS3    `cmd:"" name:"s3" help:"Connect an S3 bucket."`
+	Azure connectorCreateAzure `cmd:"" help:"Connect an Azure Blob container."`
+}
+
+// newConnector is what all connectors have.
+type newConnector struct {
+	shown      `embed:""`
+	Name       string   `help:"What to call it (default: that of the folder, bucket or container)." placeholder:"NAME"`
+	Scopes     []string `help:"import, export or both." default:"import" placeholder:"LIST"`
+	Mode       string   `help:"all imports again what was imported before, new_only does not." enum:"all,new_only" default:"all"`
+	ExportPath string   `name:"export-path" help:"Below this path exports are written." placeholder:"PATH"`
+}
+
+// body is the request for a connector at place, with what its provider needs.
+func (c newConnector) body(place string, more map[string]any) map[string]any {
+	body := map[string]any{"name": cmp.Or(c.Name, place), "scopes": c.Scopes, "import_mode": c.Mode}
+	if c.ExportPath != "" {
+		body["export_base_path"] = c.ExportPath
+	}
+	maps.Copy(body, more)
+	return body
 }
 
 type connectorCreateDir struct {
-	shown  `embed:""`
-	Path   string   `arg:"" help:"The folder, as the server sees it."`
-	Name   string   `help:"What to call it (default: the folder's name)." placeholder:"NAME"`
-	Scopes []string `help:"import, export or both." default:"import" placeholder:"LIST"`
-	Mode   string   `help:"all imports again what was imported before, new_only does not." enum:"all,new_only" default:"all"`
+	newConnector
+	Path string `arg:"" help:"The folder, as the server sees it."`
 }
 
 // Run connects a folder.
@@ -54,10 +78,73 @@ func (c *connectorCreateDir) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.Name == "" {
-		c.Name = filepath.Base(path)
+	return c.post(ctx, "/connectors/dir", c.body(filepath.Base(path), map[string]any{"path": path}), connectorColumns, connectorWide)
+}
+
+type connectorCreateGCS struct {
+	newConnector
+	Bucket       string `arg:"" help:"The bucket, without gs://."`
+	Project      string `help:"The project it is in." required:"" placeholder:"ID"`
+	Credentials  string `help:"JSON key file of a service account." required:"" type:"existingfile" placeholder:"FILE"`
+	Subscription string `help:"Pub/Sub subscription to pull notifications from: projects/PROJECT/subscriptions/NAME." placeholder:"NAME"`
+	EndpointURL  string `name:"endpoint-url" help:"A server other than Google's, such as an emulator." placeholder:"URL"`
+}
+
+// Run connects a bucket.
+func (c *connectorCreateGCS) Run(ctx context.Context) error {
+	key, err := os.ReadFile(c.Credentials)
+	if err != nil {
+		return fmt.Errorf("--credentials: %w", err)
 	}
-	return c.post(ctx, "/connectors/dir", map[string]any{"name": c.Name, "path": path, "scopes": c.Scopes, "import_mode": c.Mode}, connectorColumns, connectorWide)
+	fields := map[string][]string{
+		"name": {cmp.Or(c.Name, c.Bucket)}, "bucket": {c.Bucket}, "gcp_project_id": {c.Project}, "scopes": c.Scopes, "import_mode": {c.Mode},
+	}
+	for name, value := range map[string]string{"export_base_path": c.ExportPath, "subscription": c.Subscription, "endpoint_url": c.EndpointURL} {
+		if value != "" {
+			fields[name] = []string{value}
+		}
+	}
+	var raw json.RawMessage
+	if err := c.dial().PostForm(ctx, "/connectors/gcs", fields, "credentials_file", key, &raw); err != nil {
+		return err
+	}
+	return c.show(raw, connectorColumns, connectorWide)
+}
+
+type connectorCreateS3 struct {
+	newConnector
+	Bucket      string `arg:"" help:"The bucket, without s3://."`
+	Region      string `help:"The region it is in." required:"" env:"AWS_REGION" placeholder:"NAME"`
+	AccessKeyID string `name:"access-key-id" help:"Access key." required:"" env:"AWS_ACCESS_KEY_ID" placeholder:"ID"`
+	SecretKey   string `name:"secret-access-key" help:"Its secret, better by the environment." required:"" env:"AWS_SECRET_ACCESS_KEY" placeholder:"KEY" secret:"yes"`
+	EndpointURL string `name:"endpoint-url" help:"A compatible store other than Amazon's." placeholder:"URL"`
+	PathStyle   bool   `help:"The bucket stands in the path and not in the host name."`
+}
+
+// Run connects a bucket.
+func (c *connectorCreateS3) Run(ctx context.Context) error {
+	body := c.body(c.Bucket, map[string]any{
+		"bucket": c.Bucket, "region": c.Region, "aws_access_key_id": c.AccessKeyID, "aws_secret_access_key": c.SecretKey,
+		"endpoint_url": c.EndpointURL, "force_path_style": c.PathStyle,
+	})
+	return c.post(ctx, "/connectors/s3", body, connectorColumns, connectorWide)
+}
+
+type connectorCreateAzure struct {
+	newConnector
+	Container    string `arg:"" help:"The container."`
+	Account      string `help:"The storage account it is in." required:"" env:"AZURE_STORAGE_ACCOUNT" placeholder:"NAME"`
+	TenantID     string `name:"tenant-id" help:"Tenant of the application." required:"" env:"AZURE_TENANT_ID" placeholder:"ID"`
+	ClientID     string `name:"client-id" help:"The application." required:"" env:"AZURE_CLIENT_ID" placeholder:"ID"`
+	ClientSecret string `name:"client-secret" help:"Its secret, better by the environment." required:"" env:"AZURE_CLIENT_SECRET" placeholder:"KEY" secret:"yes"`
+}
+
+// Run connects a container.
+func (c *connectorCreateAzure) Run(ctx context.Context) error {
+	body := c.body(c.Container, map[string]any{
+		"storage_account": c.Account, "container": c.Container, "tenant_id": c.TenantID, "client_id": c.ClientID, "client_secret": c.ClientSecret,
+	})
+	return c.post(ctx, "/connectors/azure", body, connectorColumns, connectorWide)
 }
 
 type ofConnector struct {
@@ -66,6 +153,13 @@ type ofConnector struct {
 }
 
 func (c ofConnector) path(verb string) string { return "/connectors/" + url.PathEscape(c.ID) + verb }
+
+type connectorGet struct{ ofConnector }
+
+// Run shows a connector.
+func (c *connectorGet) Run(ctx context.Context) error {
+	return c.do(ctx, http.MethodGet, c.path(""), nil, connectorColumns, connectorWide)
+}
 
 type connectorTest struct{ ofConnector }
 

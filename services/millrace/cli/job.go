@@ -20,7 +20,7 @@ type server struct {
 func (s server) dial() *client.Client { return client.New(s.URL, s.APIKey) }
 
 type jobCommand struct {
-	Create jobCreate `cmd:"" help:"Import what lies under a prefix now. Prints the job."`
+	Create jobCreate `cmd:"" help:"Import what lies under a prefix now."`
 	Ls     jobList   `cmd:"" help:"List jobs, the newest first."`
 	Get    jobGet    `cmd:"" help:"Show a job."`
 	Watch  jobWatch  `cmd:"" help:"Follow a job to its end: a progress bar on a terminal, JSON lines otherwise."`
@@ -30,7 +30,7 @@ type jobCommand struct {
 }
 
 type jobCreate struct {
-	server    `embed:""`
+	shown     `embed:""`
 	Connector string `help:"Where the files are." required:"" placeholder:"ID"`
 	Index     string `help:"Where they go." required:"" placeholder:"ID"`
 	Source    string `name:"source-prefix" help:"Beginning of their paths." placeholder:"PREFIX"`
@@ -48,16 +48,12 @@ func (c *jobCreate) Run(ctx context.Context) error {
 	if c.Mode != "" {
 		body["import_mode_override"] = c.Mode
 	}
-	var raw json.RawMessage
-	if err := c.dial().Do(ctx, http.MethodPost, "/import-jobs", body, &raw); err != nil {
-		return err
-	}
 	if !c.Watch {
-		return printJSON(raw)
+		return c.post(ctx, "/import-jobs", body, jobColumns, jobWide)
 	}
 	var j client.Job
-	if err := json.Unmarshal(raw, &j); err != nil {
-		return fmt.Errorf("decode job: %w", err)
+	if err := c.dial().Do(ctx, http.MethodPost, "/import-jobs", body, &j); err != nil {
+		return err
 	}
 	return follow(ctx, c.dial(), j.ID)
 }
@@ -65,17 +61,13 @@ func (c *jobCreate) Run(ctx context.Context) error {
 func pathOfJob(id, verb string) string { return "/import-jobs/" + url.PathEscape(id) + verb }
 
 type jobGet struct {
-	server `embed:""`
-	ID     string `arg:"" help:"The job."`
+	shown `embed:""`
+	ID    string `arg:"" help:"The job."`
 }
 
 // Run shows a job.
 func (c *jobGet) Run(ctx context.Context) error {
-	var raw json.RawMessage
-	if err := c.dial().Get(ctx, pathOfJob(c.ID, ""), &raw); err != nil {
-		return err
-	}
-	return printJSON(raw)
+	return c.do(ctx, http.MethodGet, pathOfJob(c.ID, ""), nil, jobColumns, jobWide)
 }
 
 type jobWatch struct {
@@ -99,17 +91,13 @@ func follow(ctx context.Context, c *client.Client, id string) error {
 }
 
 type jobCancel struct {
-	server `embed:""`
-	ID     string `arg:"" help:"The job."`
+	shown `embed:""`
+	ID    string `arg:"" help:"The job."`
 }
 
 // Run cancels a job.
 func (c *jobCancel) Run(ctx context.Context) error {
-	var raw json.RawMessage
-	if err := c.dial().Do(ctx, http.MethodPost, pathOfJob(c.ID, "/cancel"), nil, &raw); err != nil {
-		return err
-	}
-	return printJSON(raw)
+	return c.post(ctx, pathOfJob(c.ID, "/cancel"), nil, jobColumns, jobWide)
 }
 
 var (

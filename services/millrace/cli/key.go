@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,8 +8,6 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
-	"strings"
-	"text/tabwriter"
 	"time"
 
 	"millrace/services/admin"
@@ -33,7 +30,7 @@ type operator struct {
 	Data    string `help:"Data folder of the running server." default:"./data" type:"path" placeholder:"DIR"`
 	NATSURL string `name:"nats-url" help:"Broker of the deployment, in place of a data folder." placeholder:"URL"`
 	run.Names
-	Output string `short:"o" help:"table or json." default:"table" enum:"table,json"`
+	Output string `short:"o" help:"How to show it: json, table or wide." enum:"json,table,wide" default:"table"`
 }
 
 // keys is what an operator does with API keys.
@@ -135,10 +132,7 @@ func (c *keyList) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.Output == "json" {
-		return showJSON(list)
-	}
-	return showKeys(list...)
+	return c.show(list)
 }
 
 type keyRevoke struct {
@@ -157,10 +151,7 @@ func (c *keyRevoke) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.Output == "json" {
-		return showJSON(k)
-	}
-	return showKeys(k)
+	return c.show(k)
 }
 
 func showJSON(v any) error {
@@ -171,30 +162,15 @@ func showJSON(v any) error {
 	return printJSON(raw)
 }
 
-func showKeys(list ...admin.APIKey) error {
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(w, "ID\tNAME\tKEY\tSCOPES\tSTATE\tCREATED\tLAST USED\tEXPIRES")
-	for _, k := range list {
-		state := "active"
-		switch {
-		case k.RevokedAt != nil:
-			state = "revoked"
-		case !k.Active:
-			state = "expired"
-		}
-		head := "-"
-		if k.Prefix != "" {
-			head = k.Prefix + "…"
-		}
-		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", k.ID, k.Name, head, strings.Join(k.Scopes, ","), state,
-			orDash(k.CreatedAt), orDash(k.LastUsedAt), orDash(k.ExpiresAt))
-	}
-	return w.Flush()
-}
+var (
+	keyColumns = []column{{"KEY", "key_id"}, {"NAME", "name"}, {"BEGINS", "key_prefix"}, {"SCOPES", "scopes"}, {"ACTIVE", "is_active"}, {"EXPIRES", "expires_at"}}
+	keyWide    = []column{{"CREATED", "created_at"}, {"LAST USED", "last_used_at"}, {"REVOKED", "revoked_at"}}
+)
 
-func orDash(s *string) string {
-	if s == nil {
-		return "-"
+func (o operator) show(v any) error {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return err
 	}
-	return cmp.Or(*s, "-")
+	return shown{Output: o.Output}.show(raw, keyColumns, keyWide)
 }

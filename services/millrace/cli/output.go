@@ -64,7 +64,12 @@ func (s shown) pages(ctx context.Context, path string, query url.Values, limit i
 		}
 		query.Set("cursor", *p.Pagination.Next)
 	}
-	raw, err := json.Marshal(rows)
+	return s.showAll(rows, columns, wide)
+}
+
+// showAll shows a list that was gathered from several answers, or out of one.
+func (s shown) showAll(list any, columns, wide []column) error {
+	raw, err := json.Marshal(list)
 	if err != nil {
 		return err
 	}
@@ -107,6 +112,10 @@ func cell(row map[string]any, member string) string {
 		m, _ := v.(map[string]any)
 		v = m[name]
 	}
+	return text(v)
+}
+
+func text(v any) string {
 	switch v := v.(type) {
 	case nil:
 		return "-"
@@ -123,12 +132,18 @@ func cell(row map[string]any, member string) string {
 		return strconv.FormatFloat(v, 'f', -1, 64)
 	case bool:
 		return map[bool]string{true: "yes", false: "no"}[v]
+	case []any:
+		texts := make([]string, len(v))
+		for i := range v {
+			texts[i] = text(v[i])
+		}
+		return strings.Join(texts, ",")
 	}
-	text, err := json.Marshal(v)
+	raw, err := json.Marshal(v)
 	if err != nil {
 		return "?"
 	}
-	return string(text)
+	return string(raw)
 }
 
 // post sends a command about one thing and shows the answer.

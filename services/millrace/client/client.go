@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime/multipart"
 	"net/http"
 	"net/url"
 	"strings"
@@ -55,21 +56,45 @@ func (c *Client) Get(ctx context.Context, path string, out any) error {
 // Do sends in as JSON, when not nil, and reads the answer into out, when not nil. It fails with *Problem when the
 // server refuses.
 func (c *Client) Do(ctx context.Context, method, path string, in, out any) error {
-	var body io.Reader
-	if in != nil {
-		data, err := json.Marshal(in)
-		if err != nil {
-			return fmt.Errorf("encode request: %w", err)
-		}
-		body = bytes.NewReader(data)
+	if in == nil {
+		return c.send(ctx, method, path, "", nil, out)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
+	data, err := json.Marshal(in)
+	if err != nil {
+		return fmt.Errorf("encode request: %w", err)
+	}
+	return c.send(ctx, method, path, "application/json", data, out)
+}
+
+// PostForm sends a form: fields, each with all its values, and one file. It reads the answer as Do does.
+func (c *Client) PostForm(ctx context.Context, path string, fields map[string][]string, file string, content []byte, out any) error {
+	var b bytes.Buffer
+	form := multipart.NewWriter(&b)
+	for name, values := range fields {
+		for _, v := range values {
+			if err := form.WriteField(name, v); err != nil {
+				return fmt.Errorf("encode request: %w", err)
+			}
+		}
+	}
+	part, err := form.CreateFormFile(file, file)
+	if err == nil {
+		_, err = part.Write(content)
+	}
+	if err = errors.Join(err, form.Close()); err != nil {
+		return fmt.Errorf("encode request: %w", err)
+	}
+	return c.send(ctx, http.MethodPost, path, form.FormDataContentType(), b.Bytes(), out)
+}
+
+func (c *Client) send(ctx context.Context, method, path, contentType string, in []byte, out any) error {
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, bytes.NewReader(in))
 	if err != nil {
 		return err
 	}
 	req.Header.Set("X-API-Key", c.key)
-	if in != nil {
-		req.Header.Set("Content-Type", "application/json")
+	if contentType != "" {
+		req.Header.Set("Content-Type", contentType)
 	}
 	res, err := c.http.Do(req)
 	if err != nil {
@@ -92,8 +117,9 @@ func (c *Client) Do(ctx context.Context, method, path string, in, out any) error
 	return nil
 }
 
-// Stream opens a stream of events behind the one with the id last ("": from now on), and passes its body on. It fails
-// with *Problem when the server refuses; how long the stream lasts is up to ctx and to the server.
+// Stream reads what has no end known beforehand: events behind the one with the id last ("": from now on), or a file.
+// It passes the body on, and fails with *Problem when the server refuses; how long that lasts is up to ctx and to the
+// server.
 func (c *Client) Stream(ctx context.Context, path, last string, each func(io.Reader) error) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+path, http.NoBody)
 	if err != nil {
@@ -122,7 +148,7 @@ func (c *Client) Stream(ctx context.Context, path, last string, each func(io.Rea
 func (c *Client) unreachable(ctx context.Context, err error) error {
 	var u *url.Error
 	if errors.As(err, &u) && ctx.Err() == nil {
-		return fmt.Errorf("no answer from %s: %w: is `millrace up` running there? (--url)", c.base, u.Err)
+		return fmt.Errorf("no answer from %s: %w: is `millrace up` running there? (--url, or MILLRACE_URL in the environment)", c.base, u.Err)
 	}
 	return err
 }
@@ -131,6 +157,9 @@ func problem(res *http.Response, method, path string, data []byte) error {
 	p := &Problem{Status: res.StatusCode}
 	if json.Unmarshal(data, &struct{ Error *Problem }{p}) != nil || p.Message == "" {
 		p.Message = fmt.Sprintf("%s %s: %s", method, path, res.Status)
+	}
+	if p.Status == http.StatusUnauthorized {
+		p.Message += " (--api-key, or MILLRACE_API_KEY in the environment)"
 	}
 	return p
 }
