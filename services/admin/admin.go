@@ -54,6 +54,8 @@ type Config struct {
 	// AllowEndpoints are networks, addresses and hosts that webhooks may be at although they are not public; see
 	// egress.New.
 	AllowEndpoints []string
+	// MachineCredentials lets connectors be made that bring no credentials and use those of the machine.
+	MachineCredentials bool
 
 	// PushAudience, when set, lets storage systems push notifications with an OIDC token (Pub/Sub) instead of an API
 	// key: it is the audience the token must be made for, exactly.

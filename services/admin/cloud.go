@@ -18,11 +18,12 @@ type newS3Connector struct {
 		ImportMode     string   `json:"import_mode,omitempty" enum:"all,new_only" default:"all"`
 		ExportBasePath string   `json:"export_base_path,omitempty" maxLength:"1024" doc:"prefix under which exports are written"`
 		Bucket         string   `json:"bucket" minLength:"1" maxLength:"222"`
-		Region         string   `json:"region" minLength:"1" maxLength:"64"`
-		AccessKeyID    string   `json:"aws_access_key_id" minLength:"1" maxLength:"256"`
-		SecretKey      string   `json:"aws_secret_access_key" minLength:"1" maxLength:"1024"`
+		Region         string   `json:"region,omitempty" maxLength:"64" doc:"required without endpoint_url"`
+		AccessKeyID    *string  `json:"aws_access_key_id,omitempty" minLength:"1" maxLength:"256" doc:"left out, as the secret: those of the machine, if its operator allows that"`
+		SecretKey      *string  `json:"aws_secret_access_key,omitempty" minLength:"1" maxLength:"1024"`
 		EndpointURL    string   `json:"endpoint_url,omitempty" maxLength:"1024" doc:"a compatible store other than Amazon's"`
 		ForcePathStyle bool     `json:"force_path_style,omitempty" doc:"the bucket stands in the path and not in the host name"`
+		Subscription   string   `json:"subscription,omitempty" maxLength:"1024" doc:"URL of the SQS queue that notifications are pulled from"`
 	}
 }
 
@@ -42,15 +43,15 @@ type newAzureConnector struct {
 
 func (a *Admin) cloudRoutes() {
 	const tag = "Connectors"
-	const about = "The credentials are encrypted at rest and never shown again. The storage is not contacted; test does that. " +
-		"This version keeps such a connector and cannot read its storage yet: a test says so, browse and imports answer 400."
+	const about = "The credentials are encrypted at rest and never shown again. The storage is not contacted; test does that. "
+	const yet = "This version keeps such a connector and cannot read its storage yet: a test says so, browse and imports answer 400."
 	register(a, route{
 		method: "POST", path: "/connectors/s3", scope: write, status: http.StatusCreated, tag: tag,
 		summary: "Connect an S3 bucket", about: about,
 	}, a.createS3)
 	register(a, route{
 		method: "POST", path: "/connectors/azure", scope: write, status: http.StatusCreated, tag: tag,
-		summary: "Connect an Azure Blob container", about: about,
+		summary: "Connect an Azure Blob container", about: about + yet,
 	}, a.createAzure)
 	register(a, route{
 		method: "PATCH", path: "/connectors/{connector_id}", scope: write, tag: tag, summary: "Change a connector",
@@ -69,13 +70,39 @@ func (a *Admin) createS3(ctx context.Context, in *newS3Connector) (*body[connect
 	plainName(&f, "bucket", b.Bucket)
 	plainName(&f, "region", b.Region)
 	checkEndpoint(&f, b.EndpointURL)
+	a.checkS3(&f, in)
 	if err := f.err(); err != nil {
 		return nil, err
 	}
-	return a.createSealed(ctx, store.Connector{
+	c := store.Connector{
 		ID: newID(ctx, "conn"), Name: b.Name, Provider: "s3", Scopes: scopesOr(b.Scopes), ImportMode: event.ImportMode(b.ImportMode),
 		ExportBasePath: b.ExportBasePath, Bucket: b.Bucket, Region: b.Region, EndpointURL: b.EndpointURL, ForcePathStyle: b.ForcePathStyle,
-	}, store.S3Credentials{AccessKeyID: b.AccessKeyID, SecretAccessKey: b.SecretKey})
+		Subscription: b.Subscription,
+	}
+	if b.AccessKeyID == nil {
+		return a.createConnector(ctx, c)
+	}
+	return a.createSealed(ctx, c, store.S3Credentials{AccessKeyID: *b.AccessKeyID, SecretAccessKey: *b.SecretKey})
+}
+
+// checkS3 refuses what the members do not say together.
+func (a *Admin) checkS3(f *fieldErrors, in *newS3Connector) {
+	b := in.Body
+	if b.Region == "" && b.EndpointURL == "" {
+		f.add("region", "is required for a bucket of Amazon's")
+	}
+	if u, err := url.Parse(b.Subscription); b.Subscription != "" && (err != nil || u.Host == "" || u.User != nil || u.Scheme != "https" && u.Scheme != "http") {
+		f.add("subscription", "must be the URL of an SQS queue, such as https://sqs.eu-central-1.amazonaws.com/123456789012/drops")
+	}
+	if b.AccessKeyID != nil && b.SecretKey != nil || b.AccessKeyID == nil && b.SecretKey == nil && b.EndpointURL == "" && a.cfg.MachineCredentials {
+		return
+	}
+	if b.AccessKeyID == nil {
+		f.add("aws_access_key_id", "is required; without one, --machine-credentials has to allow that the machine's own are used, and only at Amazon's")
+	}
+	if b.SecretKey == nil {
+		f.add("aws_secret_access_key", "is required with the access key id")
+	}
 }
 
 func (a *Admin) createAzure(ctx context.Context, in *newAzureConnector) (*body[connector], error) {

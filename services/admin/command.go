@@ -20,7 +20,6 @@ type Command struct {
 	APIKey string `name:"api-key" help:"Key that clients use. Without one a key is made at the first start and shown once." placeholder:"KEY"`
 	Limits
 	ExtraDebounceIntervals []string `help:"Debounce intervals allowed beside 5m, 10m, 1h and 1d, such as 2s,30s." placeholder:"LIST"`
-	run.Endpoints
 }
 
 // Run runs the service until ctx ends.
@@ -30,7 +29,7 @@ func (c *Command) Run(ctx context.Context) error {
 		if err != nil {
 			return nil, err
 		}
-		a, err := New(Config{Addr: c.HTTP, ExtraIntervals: c.ExtraDebounceIntervals, Limits: c.Limits, AllowEndpoints: c.AllowEndpoint}, env,
+		a, err := New(Config{Addr: c.HTTP, ExtraIntervals: c.ExtraDebounceIntervals, Limits: c.Limits, AllowEndpoints: c.AllowEndpoint, MachineCredentials: c.MachineCredentials}, env,
 			Deps{Sources: opener, Sealer: keeper, Ops: h.Ops, LinkKey: keeper.Derive(LinkKey)})
 		if err != nil {
 			return nil, err

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"mime"
 	"net/http"
 	"path"
@@ -46,7 +47,7 @@ type connector struct {
 	Project        *string  `json:"gcp_project_id"`
 	EndpointURL    *string  `json:"endpoint_url" doc:"gcs, s3: a server other than the provider's own"`
 	ForcePathStyle bool     `json:"force_path_style" doc:"s3: the bucket stands in the path and not in the host name"`
-	Subscription   *string  `json:"subscription" doc:"gcs: the Pub/Sub subscription that notifications are pulled from"`
+	Subscription   *string  `json:"subscription" doc:"what notifications are pulled from. gcs: a Pub/Sub subscription; s3: the URL of an SQS queue"`
 	StorageAccount *string  `json:"storage_account"`
 	Container      *string  `json:"container"`
 	CreatedAt      *string  `json:"created_at" format:"date-time"`
@@ -117,7 +118,7 @@ func (a *Admin) connectorRoutes() {
 	register(a, route{method: "GET", path: "/connectors/{connector_id}", scope: read, tag: tag, summary: "Get a connector"}, a.getConnector)
 	register(a, route{
 		method: "POST", path: "/connectors/{connector_id}/test", scope: write, tag: tag, timeout: testTimeout + requestTimeout,
-		summary: "Test a connector", about: "Lists the storage. 200 whether that works or not; the outcome is also stored with the connector.",
+		summary: "Test a connector", about: "Opens the storage, lists it and reads a byte, and says which of these steps failed, and why. 200 whether that works or not; the outcome is also stored with the connector.",
 	}, a.testConnector)
 	register(a, route{
 		method: "POST", path: "/connectors/{connector_id}/browse", scope: read, tag: tag, timeout: browseTimeout,
@@ -234,7 +235,8 @@ func (a *Admin) testConnector(ctx context.Context, in *connectorPath) (*body[con
 	return &body[connectorTest]{connectorTest{Success: failure == "", ErrorMessage: orNull(failure)}}, nil
 }
 
-// try opens the storage afresh and lists up to one object; it returns what failed, "" for nothing.
+// try opens the storage afresh, lists up to one object and reads a byte of it; it returns what failed after what worked, ""
+// for nothing.
 func (a *Admin) try(ctx context.Context, c store.Connector) string {
 	ctx, cancel := context.WithTimeout(ctx, testTimeout)
 	defer cancel()
@@ -243,13 +245,35 @@ func (a *Admin) try(ctx context.Context, c store.Connector) string {
 		return remedy(c, err)
 	}
 	defer func() { _ = src.Close() }()
-	for o, err := range src.List(ctx, bucket.ListOptions{Delimiter: true}) {
-		if err != nil && !elsewhere(o, err) {
+	var some bucket.Object
+	for o, err := range src.List(ctx, bucket.ListOptions{}) {
+		if err != nil && elsewhere(o, err) {
+			continue
+		}
+		if err != nil {
 			return remedy(c, err)
 		}
+		some = o
 		break
 	}
-	return ""
+	if some.Path == "" || !c.HasScope(scopeImport) {
+		return "" // nothing to read, or nobody who wants to
+	}
+	err = readByte(ctx, src, some)
+	switch class := bucket.ClassOf(err); {
+	case err == nil, class.Permanent() && !class.Bucketwide() && class != bucket.ClassPermission: // about this object alone
+		return ""
+	}
+	return fmt.Sprintf("Listing works, reading %q does not. %s", shortened(some.Path), remedy(c, err))
+}
+
+func readByte(ctx context.Context, src bucket.Source, o bucket.Object) error {
+	r, err := src.Open(ctx, o.Path, o.Version, 0, 1)
+	if err != nil {
+		return err
+	}
+	_, err = io.ReadAll(r)
+	return errors.Join(err, r.Close())
 }
 
 // elsewhere reports whether an error of a listing is about one sub-folder alone; see bucket.Source.
@@ -266,9 +290,15 @@ func remedy(c store.Connector, err error) string {
 	say := func(format string, args ...any) string {
 		return fmt.Sprintf(format, args...) + " (" + shortened(err.Error()) + ")"
 	}
+	if errors.Is(err, conn.ErrEndpoint) {
+		return say("The endpoint of the %s is in a private network: whoever runs this server can allow it with --allow-endpoint.", place)
+	}
 	switch bucket.ClassOf(err) {
 	case bucket.ClassUnsupported:
-		return noDriverText(c.Provider)
+		if !c.HasDriver() {
+			return noDriverText(c.Provider)
+		}
+		return say("The %s cannot be used here.", place)
 	case bucket.ClassNoBucket:
 		if c.Provider == "dir" {
 			return say("The %s does not exist: create it, or make a connector for another one.", place)
@@ -278,8 +308,14 @@ func remedy(c store.Connector, err error) string {
 		if c.Provider == "dir" {
 			return say("The %s cannot be read by the user this server runs as: change its permissions.", place)
 		}
-		return say("The credentials do not allow listing the %s: give the service account the role roles/storage.objectViewer on it.", place)
+		if c.Provider == "s3" {
+			return say("The credentials do not allow this in the %s: add the action that is named to the policy of the user or role.", place)
+		}
+		return say("The credentials do not allow reading the %s: give the service account the role roles/storage.objectViewer on it.", place)
 	case bucket.ClassCredentials:
+		if c.Provider == "s3" {
+			return say("The credentials were refused: make a new access key and change the connector to it.")
+		}
 		return say("The credentials were refused: make a new key for the service account and a connector with it.")
 	case bucket.ClassTimeout, bucket.ClassStalled:
 		return say("The storage of the %s did not answer in time: check the network and the endpoint, then test again.", place)

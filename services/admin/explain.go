@@ -200,12 +200,17 @@ func (s *story) tellNotifications(ctx context.Context) error {
 		if !bytes.Contains(m.Data, part) {
 			continue
 		}
-		n, about, err := scanner.ReadNotification(s.connector, m.Data)
-		if err != nil || !about || n.Path != s.Path {
+		changes, err := scanner.ReadNotification(s.connector, m.Data)
+		if err != nil {
 			continue // what cannot be read is told with the dead
 		}
-		found++
-		s.tell(m.Time, "notification", explainedStep{Version: orNull(n.Version)}, "The storage said that the object was %s%s.", n.Op, versionText(n.Version))
+		for _, n := range changes {
+			if n.Path != s.Path {
+				continue
+			}
+			found++
+			s.tell(m.Time, "notification", explainedStep{Version: orNull(n.Version)}, "The storage said that the object was %s%s.", n.Op, versionText(n.Version))
+		}
 	}
 	return nil
 }

@@ -29,7 +29,7 @@ func (c *Command) Run(ctx context.Context) error {
 		if err != nil {
 			return nil, err
 		}
-		library, err := c.Library.Open(ctx)
+		library, err := c.Library.Open(ctx, c.Sources)
 		if err != nil {
 			return nil, err
 		}

@@ -44,6 +44,7 @@ func TestGoogleCloudStorage(t *testing.T) {
 		PubSubEndpoint: pubsub.Addr,
 	}
 	o.Prefix, o.Library.Library, o.LibraryEndpoint = "t", "gs://shelf/media", shelf.URL
+	o.AllowEndpoint = []string{"127.0.0.1"}
 	app, err := millrace.New(t.Context(), o, slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})))
 	if err != nil {
 		t.Fatal(err)

@@ -53,8 +53,6 @@ type Options struct {
 	KeepExports  time.Duration `help:"How long exports can be downloaded." default:"720h"`
 	ScanInterval time.Duration `help:"How often an automation's prefix is listed to find what no notification told." default:"1h"`
 
-	run.Endpoints
-
 	PubSubEndpoint string `help:"Address of a Pub/Sub emulator." hidden:""`
 	run.Log
 }
@@ -149,7 +147,7 @@ func (app *App) build(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	scan, err := scanner.New(scanner.Config{ScanInterval: o.ScanInterval, PubSubEndpoint: o.PubSubEndpoint}, env, opener)
+	scan, err := scanner.New(scanner.Config{ScanInterval: o.ScanInterval, PubSubEndpoint: o.PubSubEndpoint, Transport: opener.Transport()}, env, opener)
 	if err != nil {
 		return err
 	}
@@ -165,7 +163,7 @@ func (app *App) build(ctx context.Context, o Options) error {
 	app.host.Add("debouncer", deb)
 
 	o.Library.Library = storage.In(o.Data, o.Library.Library, "library")
-	library, err := o.Library.Open(ctx)
+	library, err := o.Library.Open(ctx, o.Sources)
 	if err != nil {
 		return err
 	}
@@ -228,7 +226,7 @@ func (app *App) build(ctx context.Context, o Options) error {
 	}
 	app.admin, err = admin.New(admin.Config{
 		Addr: o.HTTP, ExtraIntervals: o.ExtraDebounceIntervals, Executor: o.Executor,
-		Limits: o.Limits, AllowEndpoints: o.AllowEndpoint, Door: filepath.Join(o.Data, admin.DoorFile),
+		Limits: o.Limits, AllowEndpoints: o.AllowEndpoint, MachineCredentials: o.MachineCredentials, Door: filepath.Join(o.Data, admin.DoorFile),
 	}, env, admin.Deps{Sources: opener, Sealer: keeper, Ops: app.host.Ops, LinkKey: keeper.Derive(admin.LinkKey)})
 	if err != nil {
 		return err

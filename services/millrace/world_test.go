@@ -293,7 +293,7 @@ func newUp(t testing.TB, flags ...string) *allInOne {
 	}
 	must(t, os.Mkdir(up.inbox, 0o755))
 	up.process = prepare(t, "millrace", append([]string{
-		"up", "--data", up.data, "--http", addr, "--api-key", apiKey, "--allow-dir", up.inbox, "--library", up.library,
+		"up", "--data", up.data, "--http", addr, "--api-key", apiKey, "--allow-dir", up.inbox, "--allow-endpoint", "127.0.0.1", "--library", up.library,
 		"--extra-debounce-intervals", "1s,2s",
 	}, flags...)...)
 	up.api = client.New(up.url, apiKey)

@@ -26,6 +26,6 @@ func (c *Command) Run(ctx context.Context) error {
 		if err != nil {
 			return nil, err
 		}
-		return New(Config{ScanInterval: c.ScanInterval}, env, opener)
+		return New(Config{ScanInterval: c.ScanInterval, Transport: opener.Transport()}, env, opener)
 	})
 }

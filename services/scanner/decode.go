@@ -19,11 +19,63 @@ const maxPath = 4096
 // errIgnored says that a notification is well formed and not about a change of one of the connector's objects.
 var errIgnored = errors.New("not about a change of an object here")
 
-// payload is every shape a notification may have. Which one it is shows in its members; whether it may have that shape
-// depends on the provider.
-type payload struct {
-	event.Notification
-	pubsub
+// errForm says that a notification is of no form that is known.
+var errForm = errors.New("not of a form that such a connector gets")
+
+// forms are what the storage systems of each provider send, beside our own form, which all of them may have.
+var forms = map[string]func(c store.Connector, data []byte) ([]event.Notification, error){
+	"dir": decodeOwn,
+	"gcs": decodePubSub,
+	"s3":  decodeS3,
+}
+
+// decode reads a notification for a connector: one change, or several. errIgnored means that there is nothing to do; any
+// other error that it is not what the connector's provider sends.
+func decode(c store.Connector, data []byte) ([]event.Notification, error) {
+	form := forms[c.Provider]
+	if form == nil {
+		form = decodeOwn
+	}
+	if !utf8.Valid(data) {
+		return nil, errors.New("decode notification: not valid UTF-8")
+	}
+	list, err := form(c, data)
+	if errors.Is(err, errIgnored) {
+		return nil, err
+	}
+	if err != nil {
+		return nil, fmt.Errorf("decode notification for a connector of %s: %w", c.Provider, err)
+	}
+	for _, n := range list {
+		if err := check(n); err != nil {
+			return nil, err
+		}
+	}
+	return list, nil
+}
+
+// decodeOwn reads our own form.
+func decodeOwn(_ store.Connector, data []byte) ([]event.Notification, error) {
+	var n event.Notification
+	if err := json.Unmarshal(data, &n); err != nil {
+		return nil, err
+	}
+	if n.Op == "" {
+		return nil, errForm
+	}
+	return []event.Notification{n}, nil
+}
+
+func check(n event.Notification) error {
+	switch {
+	case n.Op != event.Created && n.Op != event.Deleted:
+		return fmt.Errorf("decode notification: unknown op %q", clip(string(n.Op)))
+	case n.Path == "" || len(n.Path) > maxPath || strings.ContainsRune(n.Path, 0):
+		return fmt.Errorf("decode notification: path of %d bytes is not a path", len(n.Path))
+	case n.Size < 0:
+		return fmt.Errorf("decode notification: size %d", n.Size)
+	}
+	return nil
 }
 
 // pubsub is what Pub/Sub pushes to an HTTP endpoint, and what our own subscriber writes.
@@ -40,42 +92,28 @@ type pubsub struct {
 	} `json:"message"`
 }
 
-// decode reads a notification for a connector. errIgnored means that there is nothing to do; any other error that it is
-// not what the connector's provider sends.
-func decode(c store.Connector, data []byte) (event.Notification, error) {
-	var p payload
-	if !utf8.Valid(data) {
-		return p.Notification, errors.New("decode notification: not valid UTF-8")
+// decodePubSub reads what a connector of Google Cloud Storage gets.
+func decodePubSub(c store.Connector, data []byte) ([]event.Notification, error) {
+	var p struct {
+		event.Notification
+		pubsub
 	}
 	if err := json.Unmarshal(data, &p); err != nil {
-		return event.Notification{}, fmt.Errorf("decode notification: %w", err)
+		return nil, err
 	}
 	n := p.Notification
 	switch {
 	case n.Op != "" && p.Message != nil:
-		return n, errors.New("decode notification: it is of two forms at once")
-	case n.Op != "":
-	case p.Message != nil && c.Provider == "gcs":
+		return nil, errors.New("it is of two forms at once")
+	case p.Message != nil:
 		var err error
 		if n, err = p.decode(c.Bucket); err != nil {
-			return n, err
+			return nil, err
 		}
-	default:
-		return n, fmt.Errorf("decode notification: not of a form that a %s connector sends", c.Provider)
+	case n.Op == "":
+		return nil, errForm
 	}
-	return n, check(n)
-}
-
-func check(n event.Notification) error {
-	switch {
-	case n.Op != event.Created && n.Op != event.Deleted:
-		return fmt.Errorf("decode notification: unknown op %q", clip(string(n.Op)))
-	case n.Path == "" || len(n.Path) > maxPath || strings.ContainsRune(n.Path, 0):
-		return fmt.Errorf("decode notification: path of %d bytes is not a path", len(n.Path))
-	case n.Size < 0:
-		return fmt.Errorf("decode notification: size %d", n.Size)
-	}
-	return nil
+	return []event.Notification{n}, nil
 }
 
 // decode reads the attributes that Google Cloud Storage sets. An overwrite is announced twice: as the new version, and
@@ -94,14 +132,14 @@ func (p pubsub) decode(bucket string) (event.Notification, error) {
 	case "OBJECT_METADATA_UPDATE":
 		return n, errIgnored
 	default:
-		return n, fmt.Errorf("decode notification: unknown event type %q", clip(a.EventType))
+		return n, fmt.Errorf("unknown event type %q", clip(a.EventType))
 	}
 	if a.BucketID != bucket {
 		return n, errIgnored
 	}
 	generation, err := strconv.ParseInt(a.Generation, 10, 64)
 	if err != nil || generation <= 0 {
-		return n, fmt.Errorf("decode notification: generation %q", clip(a.Generation))
+		return n, fmt.Errorf("generation %q", clip(a.Generation))
 	}
 	n.Version, n.Order = a.Generation, fmt.Sprintf("%020d", generation)
 	if n.Op == event.Created && len(p.Message.Data) > 0 {
@@ -121,10 +159,10 @@ func describe(n *event.Notification, data []byte) error {
 		Created    time.Time `json:"timeCreated"`
 	}
 	if err := json.Unmarshal(data, &o); err != nil {
-		return fmt.Errorf("decode notification: its object: %w", err)
+		return fmt.Errorf("its object: %w", err)
 	}
 	if o.Generation != "" && o.Generation != n.Version {
-		return fmt.Errorf("decode notification: generation %s of the object is not %s", clip(o.Generation), n.Version)
+		return fmt.Errorf("generation %s of the object is not %s", clip(o.Generation), n.Version)
 	}
 	n.Size, n.CRC32C, n.ModTime = o.Size, o.CRC32C, o.Created
 	return nil

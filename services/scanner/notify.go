@@ -24,9 +24,10 @@ type notifications struct {
 	metrics  metrics
 }
 
-// notice is one notification of a batch, understood.
+// notice is one change that a notification of a batch tells of, understood.
 type notice struct {
 	event.Notification
+	delivery  int // its place in the batch
 	connector store.Connector
 	wanted    []*automation
 	outcome   outcome
@@ -42,14 +43,18 @@ func (n *notifications) handle(ctx context.Context, batch []*bus.Delivery) []err
 	errs := make([]error, len(batch))
 	counts := make(map[outcome]int, 4)
 	for i := range notices {
-		if errs[i] = notices[i].err; errs[i] != nil {
-			notices[i].outcome = retried
+		to := &notices[i]
+		if to.err != nil {
+			to.outcome = retried
 			var p *bus.PoisonError
-			if errors.As(errs[i], &p) {
-				notices[i].outcome = poison
+			if errors.As(to.err, &p) {
+				to.outcome = poison
+			}
+			if errs[to.delivery] == nil || to.outcome == retried { // what may pass is tried again first
+				errs[to.delivery] = to.err
 			}
 		}
-		counts[notices[i].outcome]++
+		counts[to.outcome]++
 	}
 	for o, c := range counts {
 		n.metrics.notifications.WithLabelValues(string(o)).Add(float64(c))
@@ -59,7 +64,7 @@ func (n *notifications) handle(ctx context.Context, batch []*bus.Delivery) []err
 
 // read decodes a batch and finds out who wants what.
 func (n *notifications) read(ctx context.Context, batch []*bus.Delivery) []notice {
-	notices := make([]notice, len(batch))
+	notices := make([]notice, 0, len(batch))
 	type lookup struct {
 		record store.Connector
 		err    error
@@ -75,29 +80,36 @@ func (n *notifications) read(ctx context.Context, batch []*bus.Delivery) []notic
 			}
 			connectors[id] = c
 		}
-		n.readOne(&notices[i], c.record, c.err, d.Data)
+		notices = n.readOne(notices, i, c.record, c.err, d.Data)
 	}
 	return notices
 }
 
-func (n *notifications) readOne(to *notice, c store.Connector, err error, data []byte) {
-	to.connector = c
-	if to.err = err; err != nil {
-		return
+// readOne adds what one delivery tells of.
+func (n *notifications) readOne(to []notice, delivery int, c store.Connector, err error, data []byte) []notice {
+	of := notice{delivery: delivery, connector: c, err: err}
+	if err != nil {
+		return append(to, of)
 	}
-	to.Notification, err = decode(c, data)
-	switch {
-	case errors.Is(err, errIgnored):
-		to.outcome = ignored
-	case err != nil:
-		to.err = bus.Poison(err)
-	default:
-		to.wanted = n.config.wanting(c.ID, to.Path)
-		to.outcome = handled
-		if len(to.wanted) == 0 {
-			to.outcome = unmatched
+	changes, err := decode(c, data)
+	if errors.Is(err, errIgnored) {
+		of.outcome = ignored
+		return append(to, of)
+	}
+	if err != nil {
+		of.err = bus.Poison(err)
+		return append(to, of)
+	}
+	for _, change := range changes {
+		of.Notification = change
+		of.wanted = n.config.wanting(c.ID, change.Path)
+		of.outcome = handled
+		if len(of.wanted) == 0 {
+			of.outcome = unmatched
 		}
+		to = append(to, of)
 	}
+	return to
 }
 
 // completers is how many objects the storage is asked about at a time, and completeTime how long a batch may take for
@@ -117,7 +129,7 @@ func (n *notifications) complete(ctx context.Context, notices []notice) {
 	for i := range notices {
 		to := &notices[i]
 		incomplete := to.Op == event.Created && (to.Version == "" || to.Size == 0) ||
-			to.Op == event.Deleted && to.Version == "" && to.Order == ""
+			to.Op == event.Deleted && to.Version == ""
 		if to.err != nil || to.outcome != handled || !incomplete {
 			continue
 		}

@@ -16,6 +16,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -44,6 +45,8 @@ type Config struct {
 	LiveWorkers, BulkWorkers int
 	// PubSubEndpoint is the host:port of a Pub/Sub emulator. Default: Google's own service.
 	PubSubEndpoint string
+	// Transport makes requests to where connectors say: to their queues. Default: any address may be asked.
+	Transport http.RoundTripper
 }
 
 func (c *Config) setDefaults() {
@@ -203,6 +206,6 @@ func (s *Scanner) open(ctx context.Context) (*parts, error) {
 		notify: &notifications{bus: b, config: c, arrivals: a, sources: s.sources, metrics: s.metrics},
 		scans:  sc,
 		plan:   &planner{bus: b, jobs: jobs, indexes: indexes, ledger: store.NewLedger(b), docs: docs, sources: s.sources, metrics: s.metrics, log: log},
-		follow: &followers{bus: b, config: c, scans: sc, leases: leases, sources: s.sources, pubsub: s.cfg.PubSubEndpoint, metrics: s.metrics, log: log},
+		follow: &followers{bus: b, config: c, scans: sc, leases: leases, sources: s.sources, pubsub: s.cfg.PubSubEndpoint, transport: s.cfg.Transport, metrics: s.metrics, log: log},
 	}, nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"net/http"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -14,6 +15,7 @@ import (
 
 	"millrace/shared/bucket/dir"
 	"millrace/shared/bucket/gcs"
+	"millrace/shared/bucket/s3"
 	"millrace/shared/bus"
 	"millrace/shared/event"
 	"millrace/shared/store"
@@ -32,8 +34,10 @@ type followers struct {
 	leases  *store.Leases
 	sources Sources
 	pubsub  string // address of an emulator
-	metrics metrics
-	log     *slog.Logger
+
+	transport http.RoundTripper // to queues
+	metrics   metrics
+	log       *slog.Logger
 }
 
 // run follows while it holds the lease, until ctx ends.
@@ -51,7 +55,7 @@ type follower struct {
 // sameSource reports whether a follower of a need not be replaced for b.
 func sameSource(a, b store.Connector) bool {
 	return a.Provider == b.Provider && a.Path == b.Path && a.Bucket == b.Bucket && a.Project == b.Project &&
-		a.EndpointURL == b.EndpointURL && a.Credentials == b.Credentials && a.Subscription == b.Subscription
+		a.EndpointURL == b.EndpointURL && a.Region == b.Region && a.Credentials == b.Credentials && a.Subscription == b.Subscription
 }
 
 // lead keeps the followers as the configuration wants them.
@@ -210,6 +214,9 @@ func (f *followers) pull(ctx context.Context, c store.Connector) error {
 	heard := make(chan said, publishBatch)
 	g.Go(func() error { return f.publish(ctx, c.ID, heard) })
 	g.Go(func() error {
+		if c.Provider == "s3" {
+			return f.pullQueue(ctx, c, key, heard)
+		}
 		cfg := gcs.PullConfig{
 			Subscription: c.Subscription, CredentialsJSON: key, Endpoint: f.pubsub, MaxOutstanding: 2 * publishBatch,
 		}
@@ -222,6 +229,20 @@ func (f *followers) pull(ctx context.Context, c store.Connector) error {
 		})
 	})
 	return g.Wait()
+}
+
+// pullQueue hands on what a queue of SQS holds, until ctx ends or that fails.
+func (f *followers) pullQueue(ctx context.Context, c store.Connector, key []byte, heard chan<- said) error {
+	var keys store.S3Credentials // none: the machine's own
+	if len(key) > 0 {
+		if err := json.Unmarshal(key, &keys); err != nil {
+			return errors.New("credentials are not a pair of keys") // the decoder's words could quote them
+		}
+	}
+	return s3.Pull(ctx, s3.PullConfig{
+		Queue: c.Subscription, Region: c.Region, Transport: f.transport,
+		AccessKeyID: keys.AccessKeyID, SecretAccessKey: keys.SecretAccessKey, Receivers: 8,
+	}, func(ctx context.Context, body []byte) error { return hand(ctx, heard, body) })
 }
 
 // said is a notification on its way to the stream.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"path/filepath"
 
+	"millrace/services/run"
 	"millrace/shared/bucket"
 	"millrace/shared/connector"
 	"millrace/shared/secret"
@@ -18,8 +19,12 @@ import (
 
 // Sources are the flags of services that open buckets.
 type Sources struct {
+	run.Endpoints
 	AllowDir   []string `help:"Folder that connectors may name, with all below it. Repeatable; without it there are no folder connectors." placeholder:"DIR"`
 	SecretsKey string   `help:"File with the key that seals credentials. Made at the first start (default: secrets.key in the data folder)." placeholder:"FILE"`
+	StorageCA  string   `name:"storage-ca" help:"File with certificates (PEM) to trust storage endpoints by, beside the system's." type:"path" placeholder:"FILE"`
+
+	MachineCredentials bool `help:"Let connectors that bring no credentials use those of this machine, such as the AWS role it runs under."`
 }
 
 // Opener opens the storage of connectors for a service.
@@ -35,19 +40,21 @@ func (s Sources) Opener(ctx context.Context, env service.Env) (*connector.Opener
 	if err != nil {
 		return nil, nil, err
 	}
-	opener, err := connector.New(connector.Config{AllowDirs: s.AllowDir, Keeper: keeper}, reg)
+	opener, err := connector.New(connector.Config{
+		AllowDirs: s.AllowDir, Keeper: keeper, AllowEndpoints: s.AllowEndpoint, CAFile: s.StorageCA, MachineCredentials: s.MachineCredentials,
+	}, reg)
 	return opener, keeper, err
 }
 
 // Library are the flags of the library.
 type Library struct {
-	Library         string `help:"Where imported media are kept: a folder, gs://BUCKET/PREFIX, or none to register them by reference (default: library in the data folder)." placeholder:"DIR|gs://…|none"`
-	LibraryEndpoint string `help:"Address of a storage emulator for a gs:// library." hidden:""`
+	Library         string `help:"Where imported media are kept: a folder, gs://BUCKET/PREFIX, s3://BUCKET/PREFIX (with ?endpoint=URL&region=NAME&path-style=true where needed), or none to register them by reference (default: library in the data folder)." placeholder:"DIR|gs://…|s3://…|none"`
+	LibraryEndpoint string `help:"Address of a storage emulator for a library in a cloud." hidden:""`
 }
 
 // Open opens the library; nil for none.
-func (l Library) Open(ctx context.Context) (bucket.Library, error) {
-	library, err := connector.OpenLibrary(ctx, l.Library, l.LibraryEndpoint)
+func (l Library) Open(ctx context.Context, s Sources) (bucket.Library, error) {
+	library, err := connector.OpenLibrary(ctx, connector.LibraryConfig{Spec: l.Library, Endpoint: l.LibraryEndpoint, CAFile: s.StorageCA})
 	if err != nil {
 		return nil, fmt.Errorf("--library: %w", err)
 	}

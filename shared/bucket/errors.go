@@ -23,6 +23,10 @@ var (
 	// folder closed to us.
 	ErrUnreadable = errors.New("object cannot be read")
 
+	// ErrArchived: the object lies in cold storage (S3 Glacier, the archive tier of Azure) and has to be restored by its
+	// owner before anybody can read it.
+	ErrArchived = errors.New("object is archived: restore it, then import it again")
+
 	// ErrName: the provider, or CheckKey, refuses the name.
 	ErrName = errors.New("name not allowed")
 
@@ -85,6 +89,7 @@ const (
 	ClassNotExist    Class = "not_exist"   // permanent
 	ClassChanged     Class = "changed"     // permanent
 	ClassUnreadable  Class = "unreadable"  // permanent
+	ClassArchived    Class = "archived"    // permanent
 	ClassName        Class = "name"        // permanent
 	ClassUnsupported Class = "unsupported" // permanent
 	ClassPermission  Class = "permission"  // permanent
@@ -112,6 +117,7 @@ var classes = []struct {
 	{ErrPermission, ClassPermission},
 	{ErrChanged, ClassChanged},
 	{ErrNotExist, ClassNotExist},
+	{ErrArchived, ClassArchived},
 	{ErrUnreadable, ClassUnreadable},
 	{ErrName, ClassName},
 	{errors.ErrUnsupported, ClassUnsupported},
@@ -159,7 +165,7 @@ func ClassOf(err error) Class {
 // Permanent reports whether the same call will fail the same way until somebody changes something.
 func (c Class) Permanent() bool {
 	switch c {
-	case ClassNotExist, ClassChanged, ClassUnreadable, ClassName, ClassUnsupported,
+	case ClassNotExist, ClassChanged, ClassUnreadable, ClassArchived, ClassName, ClassUnsupported,
 		ClassPermission, ClassCredentials, ClassNoBucket:
 		return true
 	}

@@ -3,8 +3,10 @@ package connector
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -15,6 +17,8 @@ import (
 	"millrace/shared/bucket"
 	"millrace/shared/bucket/dir"
 	"millrace/shared/bucket/gcs"
+	"millrace/shared/bucket/s3"
+	"millrace/shared/egress"
 	"millrace/shared/secret"
 	"millrace/shared/store"
 )
@@ -33,12 +37,22 @@ type Config struct {
 	AllowDirs []string
 	// Keeper opens sealed credentials.
 	Keeper *secret.Keeper
+	// AllowEndpoints are networks, addresses and hosts that the endpoints of connectors may be at although they are not
+	// public; see egress.New.
+	AllowEndpoints []string
+	// CAFile holds certificates in PEM form to trust the endpoints of connectors by, beside the system's. Empty: none.
+	CAFile string
+	// MachineCredentials lets connectors that bring no credentials use those of this machine: the role it runs under.
+	MachineCredentials bool
 }
 
 // Opener opens the buckets of connectors and keeps them open.
 type Opener struct {
 	cfg Config
 	reg *store.Register[store.Connector]
+
+	transport *http.Transport // to where connectors say
+	raw       *http.Transport // the same, and bytes come as they are stored
 
 	mu   sync.Mutex
 	open map[string]*opened
@@ -62,8 +76,22 @@ func New(cfg Config, reg *store.Register[store.Connector]) (*Opener, error) {
 		}
 		cfg.AllowDirs[i] = abs
 	}
-	return &Opener{cfg: cfg, reg: reg, open: make(map[string]*opened)}, nil
+	guard, err := egress.New(cfg.AllowEndpoints)
+	if err != nil {
+		return nil, err
+	}
+	roots, err := readRoots(cfg.CAFile)
+	if err != nil {
+		return nil, fmt.Errorf("--storage-ca: %w", err)
+	}
+	o := &Opener{cfg: cfg, reg: reg, open: make(map[string]*opened), transport: newTransport(guard, roots)}
+	o.raw = o.transport.Clone()
+	o.raw.DisableCompression = true
+	return o, nil
 }
+
+// Transport makes requests to where connectors say.
+func (o *Opener) Transport() http.RoundTripper { return o.transport }
 
 // fresh is how long a connector's record is believed.
 const fresh = 2 * time.Second
@@ -101,7 +129,8 @@ func (o *Opener) Source(ctx context.Context, id string) (bucket.Source, store.Co
 
 // sameAccess reports whether two records of one connector lead to the same bucket with the same rights.
 func sameAccess(a, b store.Connector) bool {
-	return a.Path == b.Path && a.Bucket == b.Bucket && a.EndpointURL == b.EndpointURL && a.Credentials == b.Credentials
+	return a.Path == b.Path && a.Bucket == b.Bucket && a.Region == b.Region && a.EndpointURL == b.EndpointURL &&
+		a.ForcePathStyle == b.ForcePathStyle && a.Credentials == b.Credentials
 }
 
 // Open opens the bucket of a record that need not be stored. The caller closes it.
@@ -114,13 +143,34 @@ func (o *Opener) Open(ctx context.Context, c store.Connector) (bucket.Source, er
 		}
 		return dir.NewSource(path)
 	case "gcs":
-		key, err := o.Credentials(c)
+		cfg, err := o.gcsConfig(c)
 		if err != nil {
 			return nil, err
 		}
-		return gcs.NewSource(ctx, gcs.Config{Bucket: c.Bucket, Project: c.Project, Endpoint: c.EndpointURL, CredentialsJSON: key})
+		return gcs.NewSource(ctx, cfg)
+	case "s3":
+		cfg, err := o.s3Config(c)
+		if err != nil {
+			return nil, err
+		}
+		return s3.NewSource(ctx, cfg)
 	}
 	return nil, fmt.Errorf("connector %s: provider %q: %w", c.ID, c.Provider, errors.ErrUnsupported)
+}
+
+// gcsConfig is how to get at the bucket of a connector. Its key names the place that gives tokens, so that is guarded as
+// an endpoint is.
+func (o *Opener) gcsConfig(c store.Connector) (gcs.Config, error) {
+	cfg := gcs.Config{Bucket: c.Bucket, Project: c.Project, Endpoint: c.EndpointURL}
+	key, err := o.Credentials(c)
+	if err != nil {
+		return cfg, err
+	}
+	cfg.CredentialsJSON = key
+	if key != nil || c.EndpointURL != "" {
+		cfg.Transport = o.transport
+	}
+	return cfg, nil
 }
 
 // Credentials opens the sealed credentials of a connector; nil when it has none.
@@ -171,12 +221,20 @@ func (o *Opener) allowed(path string) bool {
 	return false
 }
 
-// OpenLibrary opens the library that spec names: a folder, gs://bucket/prefix, or none, for which it returns nil. For
-// Google Cloud Storage the machine's own credentials are used; endpoint, when not empty, is an emulator's.
-func OpenLibrary(ctx context.Context, spec, endpoint string) (bucket.Library, error) {
+// LibraryConfig is where a library is.
+type LibraryConfig struct {
+	Spec     string // a folder, gs://BUCKET/PREFIX, s3://BUCKET/PREFIX?endpoint=…&region=…, or none
+	Endpoint string // of an emulator; "": the provider's own
+	CAFile   string // as in Config
+}
+
+// OpenLibrary opens a library; nil for none. For one in a cloud the machine's own credentials are used. Its endpoint is the
+// operator's choice, so it may be anywhere.
+func OpenLibrary(ctx context.Context, cfg LibraryConfig) (bucket.Library, error) {
+	spec := cfg.Spec
 	switch {
 	case spec == "":
-		return nil, errors.New("library: required: a folder, gs://BUCKET/PREFIX or none")
+		return nil, errors.New("library: required: a folder, gs://BUCKET/PREFIX, s3://BUCKET/PREFIX or none")
 	case spec == "none":
 		return nil, nil
 	case strings.HasPrefix(spec, "gs://"):
@@ -184,9 +242,17 @@ func OpenLibrary(ctx context.Context, spec, endpoint string) (bucket.Library, er
 		if err != nil || u.Host == "" {
 			return nil, fmt.Errorf("library %q: want gs://BUCKET/PREFIX", spec)
 		}
-		return gcs.NewLibrary(ctx, gcs.Config{Bucket: u.Host, Prefix: strings.TrimPrefix(u.Path, "/"), Endpoint: endpoint})
+		return gcs.NewLibrary(ctx, gcs.Config{Bucket: u.Host, Prefix: strings.TrimPrefix(u.Path, "/"), Endpoint: cfg.Endpoint})
+	case strings.HasPrefix(spec, "s3://"):
+		transport := s3.NewTransport()
+		roots, err := readRoots(cfg.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("--storage-ca: %w", err)
+		}
+		transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}
+		return openS3Library(ctx, spec, cfg.Endpoint, transport)
 	case strings.Contains(spec, "://"):
-		return nil, fmt.Errorf("library %q: want a folder, gs://BUCKET/PREFIX or none", spec)
+		return nil, fmt.Errorf("library %q: want a folder, gs://BUCKET/PREFIX, s3://BUCKET/PREFIX or none", spec)
 	}
 	path, err := filepath.Abs(spec)
 	if err != nil {

@@ -61,15 +61,15 @@ func TestOpenRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := o.Open(t.Context(), store.Connector{ID: "c", Provider: "s3"}); !errors.Is(err, errors.ErrUnsupported) {
+	if _, err := o.Open(t.Context(), store.Connector{ID: "c", Provider: "ftp"}); !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("unknown provider: %v", err)
 	}
-	for _, spec := range []string{"s3://bucket", "gs://"} {
-		if _, err := OpenLibrary(t.Context(), spec, ""); err == nil || !strings.Contains(err.Error(), spec) {
+	for _, spec := range []string{"ftp://bucket", "gs://", "s3://", "s3://b?colour=red", "s3://b?path-style=perhaps"} {
+		if _, err := OpenLibrary(t.Context(), LibraryConfig{Spec: spec}); err == nil || !strings.Contains(err.Error(), spec) {
 			t.Errorf("library %q: %v", spec, err)
 		}
 	}
-	if lib, err := OpenLibrary(t.Context(), "none", ""); lib != nil || err != nil {
+	if lib, err := OpenLibrary(t.Context(), LibraryConfig{Spec: "none"}); lib != nil || err != nil {
 		t.Errorf("library none: %v, %v", lib, err)
 	}
 }

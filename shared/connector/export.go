@@ -11,6 +11,7 @@ import (
 	"millrace/shared/bucket"
 	"millrace/shared/bucket/dir"
 	"millrace/shared/bucket/gcs"
+	"millrace/shared/bucket/s3"
 	"millrace/shared/store"
 )
 
@@ -37,11 +38,17 @@ func (o *Opener) Writer(ctx context.Context, c store.Connector) (Writer, error) 
 		}
 		return dir.NewLibrary(dir.LibraryConfig{Path: path})
 	case "gcs":
-		key, err := o.Credentials(c)
+		cfg, err := o.gcsConfig(c)
 		if err != nil {
 			return nil, err
 		}
-		return gcs.NewLibrary(ctx, gcs.Config{Bucket: c.Bucket, Project: c.Project, Endpoint: c.EndpointURL, CredentialsJSON: key})
+		return gcs.NewLibrary(ctx, cfg)
+	case "s3":
+		cfg, err := o.s3Config(c)
+		if err != nil {
+			return nil, err
+		}
+		return s3.NewLibrary(ctx, cfg)
 	}
 	return nil, fmt.Errorf("connector %s: provider %q: %w", c.ID, c.Provider, errors.ErrUnsupported)
 }

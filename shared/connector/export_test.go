@@ -10,12 +10,15 @@ import (
 // What a record says of its driver holds for writing too.
 func TestWriterHasDriver(t *testing.T) {
 	dir := t.TempDir()
-	o, err := New(Config{AllowDirs: []string{dir}}, nil)
+	o, err := New(Config{AllowDirs: []string{dir}, MachineCredentials: true}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, provider := range []string{"dir", "gcs", "s3", "azure"} {
-		c := store.Connector{ID: "c", Provider: provider, Path: dir, Bucket: "b", EndpointURL: "http://127.0.0.1:1"}
+		c := store.Connector{ID: "c", Provider: provider, Path: dir, Bucket: "b", Region: "eu-central-1"}
+		if provider == "gcs" {
+			c.EndpointURL = "http://127.0.0.1:1" // or it would look for the machine's own credentials
+		}
 		w, err := o.Writer(t.Context(), c)
 		if err == nil {
 			_ = w.Close()

@@ -15,4 +15,6 @@ type AzureCredentials struct {
 
 // HasDriver reports whether the storage of the connector can be opened. Connectors of other providers are records only:
 // they can be configured, and nothing can be read or written through them.
-func (c Connector) HasDriver() bool { return c.Provider == "dir" || c.Provider == "gcs" }
+func (c Connector) HasDriver() bool {
+	return c.Provider == "dir" || c.Provider == "gcs" || c.Provider == "s3"
+}

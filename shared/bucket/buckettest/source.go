@@ -15,7 +15,7 @@ import (
 )
 
 // testList holds every combination of options against the definition.
-func testList(t *testing.T, f Fixture, _ Features) {
+func testList(t *testing.T, f Fixture, has Features) {
 	if got := paths(t, f.Source, bucket.ListOptions{}); len(got) != 0 {
 		t.Fatalf("an empty bucket lists %q", got)
 	}
@@ -54,7 +54,11 @@ func testList(t *testing.T, f Fixture, _ Features) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if same := stat(t, f.Source, obj.Path); same != obj {
+		same := stat(t, f.Source, obj.Path)
+		if has.BriefListing {
+			same.ContentType, same.CRC32C = "", ""
+		}
+		if same != obj {
 			t.Errorf("List says %+v, Stat says %+v", obj, same)
 		}
 		break // a loop may end early
@@ -89,6 +93,9 @@ var hostile = []string{
 func testNames(t *testing.T, f Fixture, has Features) {
 	names := slices.Clone(hostile)
 	names = append(names, strings.Repeat("n", 255), strings.Repeat("ü", 127), strings.Repeat("d/", 100)+"x")
+	if has.PlainNames {
+		names = slices.DeleteFunc(names, func(n string) bool { return strings.ContainsAny(n, "\x1b") })
+	}
 	if has.Newlines {
 		names = append(names, "line\nfeed", "carriage\rreturn")
 	}
@@ -118,12 +125,15 @@ func testNames(t *testing.T, f Fixture, has Features) {
 }
 
 // testEscape asks for what lies outside the bucket. The answer is that it does not exist, whatever lies there.
-func testEscape(t *testing.T, f Fixture, _ Features) {
+func testEscape(t *testing.T, f Fixture, has Features) {
 	f.Write(t, "in/side", []byte("x"))
 	for _, path := range []string{
 		"..", "../x", "../../../../../../etc/passwd", "in/../../x", "in/../in/side", "in/./side", "./in/side", "/etc/passwd",
 		"/in/side", "in//side", "in/side/", "in/side/..", "\x00", "in/side\x00", "", ".", "/", "in/", "in",
 	} {
+		if has.MergesSlash && (strings.HasPrefix(path, "/") || strings.Contains(path, "//")) {
+			continue
+		}
 		_, err := f.Source.Stat(t.Context(), path)
 		wantErr(t, fmt.Sprintf("Stat %q", path), err, bucket.ErrNotExist, bucket.ErrName)
 		_, err = f.Source.Open(t.Context(), path, "", 0, -1)

@@ -37,6 +37,10 @@ type Features struct {
 	Checksums bool // objects of the source carry their CRC32C
 	Copies    bool // Library.CopyFrom takes objects of Source; otherwise it refuses them
 
+	BriefListing bool // a listing tells of neither type nor checksum
+	PlainNames   bool // the server cannot show names with control characters
+	MergesSlash  bool // the server takes several slashes for one, and none for one at the start
+
 	// A driver whose storage is slow in tests may do with less.
 	Many  int // how many objects make a long listing: more than two pages, and at least 200; default 2100
 	Large int // bytes of the largest object put: more than goes out at once; default 20 MiB

@@ -2,13 +2,11 @@
 //
 // It is fake-gcs-server behind a layer of our own, which adds what that server does not do and a driver must be able to
 // rely on (conditions on every write, checksums of uploads in pieces, the words Google uses for what is missing), and
-// which can be told to fail. See Server.Inject.
+// which can be told to fail. See faulttest.
 package gcstest
 
 import (
 	"bytes"
-	"context"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -16,6 +14,8 @@ import (
 	"testing"
 
 	"github.com/fsouza/fake-gcs-server/fakestorage"
+
+	"millrace/shared/bucket/faulttest"
 )
 
 // Server is a running storage.
@@ -27,17 +27,17 @@ type Server struct {
 	// Google's 1000.
 	Page int
 
+	*faulttest.Layer
+
 	http *httptest.Server
 	fake *fakestorage.Server
 
 	writing sync.Mutex // one write at a time, so that a condition holds while its write happens
 
-	mu       sync.Mutex
-	requests []*http.Request
-	faults   []*fault
-	uploads  map[string]*upload // by upload id
-	closed   bool               // only to bearers of a token
-	revoked  bool
+	mu      sync.Mutex
+	uploads map[string]*upload // by upload id
+	closed  bool               // only to bearers of a token
+	revoked bool
 }
 
 // Start runs a storage with these buckets until the test ends.
@@ -48,7 +48,8 @@ func Start(t testing.TB, buckets ...string) *Server {
 		t.Fatalf("start storage: %v", err)
 	}
 	s := &Server{Page: 1000, fake: fake, uploads: map[string]*upload{}}
-	s.http = httptest.NewServer(s)
+	s.Layer = faulttest.New(http.HandlerFunc(s.serve))
+	s.http = httptest.NewServer(s.Layer)
 	s.URL = s.http.URL
 	for _, name := range buckets {
 		s.CreateBucket(name)
@@ -122,49 +123,4 @@ func (s *Server) generation(bucket, name string) int64 {
 	}
 	defer o.Close()
 	return o.Generation
-}
-
-// Requests returns how many requests came so far that match.
-func (s *Server) Requests(match Match) int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	n := 0
-	for _, r := range s.requests {
-		if match(r) {
-			n++
-		}
-	}
-	return n
-}
-
-// ServeHTTP implements http.Handler.
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	// A handler that ends before it has read the body makes the connection useless, and the client's error depends on
-	// who is faster.
-	body, err := io.ReadAll(r.Body)
-	if err != nil {
-		panic(http.ErrAbortHandler)
-	}
-	r.Body = io.NopCloser(bytes.NewReader(body))
-	if f := s.arrived(r); f != nil {
-		f.do(w, r, http.HandlerFunc(s.serve))
-		return
-	}
-	s.serve(w, r)
-}
-
-// arrived notes a request and returns the fault it is to meet, if any.
-func (s *Server) arrived(r *http.Request) *fault {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	past := r.Clone(context.Background()) // what serves the request may change it
-	past.Body = nil                       // for others to have the memory
-	s.requests = append(s.requests, past)
-	for _, f := range s.faults {
-		if f.left != 0 && f.match(r) {
-			f.left--
-			return f
-		}
-	}
-	return nil
 }

@@ -1,0 +1,119 @@
+package s3test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// program is versitygw, built from its module at the version in tools.mod. Go keeps the program in its build cache, so
+// only the first test that needs it on a machine waits for that, a minute or two.
+var program = sync.OnceValues(func() (string, error) {
+	root, err := os.Getwd()
+	for err == nil {
+		if _, err := os.Stat(filepath.Join(root, "tools.mod")); err == nil {
+			break
+		}
+		if root == filepath.Dir(root) {
+			err = errors.New("tools.mod is in none of the folders above")
+			return "", err
+		}
+		root = filepath.Dir(root)
+	}
+	var out, errs bytes.Buffer
+	cmd := exec.Command("go", "tool", "-modfile=../tools.mod", "-n", "versitygw")
+	cmd.Dir = filepath.Join(root, "schemas") // a modfile works in the folder of some module, outside of a workspace
+	cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=")
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("build versitygw: %w\n%s", err, errs.Bytes())
+	}
+	return strings.TrimSpace(out.String()), nil
+})
+
+// Gateway runs versitygw until the test ends. Arguments are for the program, such as where to send events.
+func Gateway(t testing.TB, args ...string) *Server {
+	t.Helper()
+	path, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Short, as addresses of sockets have to be.
+	dir, err := os.MkdirTemp("", "s3-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	socket := filepath.Join(dir, "socket")
+	for _, d := range []string{"data", "old", "meta"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	args = append([]string{"--port", socket, "--access", AccessKeyID, "--secret", SecretAccessKey, "--region", Region, "--quiet",
+		"--health", "/health"}, args...)
+	args = append(args, "posix", "--versioning-dir", filepath.Join(dir, "old"), "--sidecar", filepath.Join(dir, "meta"),
+		filepath.Join(dir, "data"))
+	log, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path, args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	dieWithParent(cmd)
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("start versitygw: %v", err)
+	}
+	ended := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(ended) }()
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		<-ended
+		_ = log.Close()
+		if t.Failed() {
+			said, _ := os.ReadFile(log.Name())
+			t.Logf("versitygw said:\n%s", said[max(0, len(said)-3000):])
+		}
+	})
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	}
+	proxy := &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(&url.URL{Scheme: "http", Host: "gateway"})
+			r.Out.Host = r.In.Host // it is part of what was signed
+		},
+		Transport:    &http.Transport{DialContext: dial, MaxIdleConnsPerHost: 64, DisableCompression: true},
+		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
+	}
+	s := serve(t, proxy)
+	client := &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		res, err := client.Get("http://gateway/health")
+		if err == nil {
+			res.Body.Close()
+			return s
+		}
+		select {
+		case <-ended:
+			said, _ := os.ReadFile(log.Name())
+			t.Fatalf("versitygw ended:\n%s", said)
+		case <-time.After(10 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("versitygw does not listen: %v", err)
+		}
+	}
+}
