@@ -59,6 +59,9 @@ type Options struct {
 	run.Log
 }
 
+// KeyFile is the name of the key file in a data folder.
+const KeyFile = "secrets.key"
+
 // App is the running product.
 type App struct {
 	// Key is the API key when this start made one, to be shown once; else "".
@@ -144,7 +147,9 @@ func (app *App) build(ctx context.Context, o Options) error {
 			return err
 		}
 	}
-	o.SecretsKey = storage.In(o.Data, o.SecretsKey, "secrets.key")
+	if o.SecretsKeyData == "" {
+		o.SecretsKey = storage.In(o.Data, o.SecretsKey, KeyFile)
+	}
 	opener, keeper, err := o.Opener(ctx, env)
 	if err != nil {
 		return err
@@ -175,8 +180,9 @@ func (app *App) build(ctx context.Context, o Options) error {
 	if env, err = app.host.Env("importer"); err != nil {
 		return err
 	}
-	imp, err := importer.New(importer.Config{Workers: o.Workers, BulkWorkers: o.BulkWorkers, MaxSize: o.MaxSize}, env,
-		opener, library, media.New(media.Config{FFprobe: media.FindFFprobe()}))
+	imp, err := importer.New(importer.Config{
+		Workers: o.Workers, BulkWorkers: o.BulkWorkers, MaxSize: o.MaxSize,
+	}, env, opener, library, media.New(media.Config{FFprobe: media.FindFFprobe()}))
 	if err != nil {
 		return err
 	}
