@@ -23,9 +23,9 @@ const (
 	scopeImport = "import"
 	scopeExport = "export"
 
-	connectorActive   = "active"
-	connectorFailed   = "failed"
-	connectorDisabled = "disabled"
+	connectorActive   = store.ConnectorActive
+	connectorFailed   = store.ConnectorFailed
+	connectorDisabled = store.ConnectorDisabled
 
 	testSucceeded = "success"
 	testFailed    = "failed"

@@ -96,6 +96,26 @@ func Broken(http.ResponseWriter, *http.Request, http.Handler) { panic(http.ErrAb
 // Stalled answers nothing until the client gives up.
 func Stalled(_ http.ResponseWriter, r *http.Request, _ http.Handler) { <-r.Context().Done() }
 
+// Trickled answers with a byte a second, until the client gives up.
+func Trickled(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	rec := httptest.NewRecorder()
+	next.ServeHTTP(rec, r)
+	for key, values := range rec.Header() {
+		w.Header()[key] = values
+	}
+	w.WriteHeader(rec.Code)
+	for tick := time.NewTicker(time.Second); rec.Body.Len() > 0; {
+		_, _ = w.Write(rec.Body.Next(1))
+		_ = http.NewResponseController(w).Flush()
+		select {
+		case <-tick.C:
+		case <-r.Context().Done():
+			tick.Stop()
+			return
+		}
+	}
+}
+
 // Before does something, and then what is asked.
 func Before(do func()) Fault {
 	return func(w http.ResponseWriter, r *http.Request, next http.Handler) {
