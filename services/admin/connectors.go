@@ -24,9 +24,9 @@ const (
 	scopeImport = "import"
 	scopeExport = "export"
 
-	connectorActive   = "active"
-	connectorFailed   = "failed"
-	connectorDisabled = "disabled"
+	connectorActive   = store.ConnectorActive
+	connectorFailed   = store.ConnectorFailed
+	connectorDisabled = store.ConnectorDisabled
 
 	testSucceeded = "success"
 	testFailed    = "failed"

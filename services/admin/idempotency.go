@@ -453,15 +453,16 @@ func (c *claim) giveBack(ctx context.Context) {
 
 // replay sends an answer again.
 func (s *answers) replay(ctx context.Context, w http.ResponseWriter, op operation, kept store.Answer) error {
-	sealed := []byte(kept.Body)
-	for n := range kept.Parts {
-		p, _, err := s.reg.Get(ctx, partKey(kept.Attempt, n))
-		if err != nil {
-			return err
-		}
-		sealed = append(sealed, p.Body...)
+	sealed, err := s.sealed(ctx, kept)
+	if err != nil {
+		return err
 	}
-	body, err := s.sealer.Open(string(sealed), answerAAD(op.id, kept.Attempt))
+	body, err := s.sealer.Open(sealed, answerAAD(op.id, kept.Attempt))
+	if errors.Is(err, secret.ErrOpen) { // it may have been sealed again just now, see Reseal
+		if now, _, gerr := s.reg.Get(ctx, op.id); gerr == nil && now.Attempt != kept.Attempt && now.Status != 0 {
+			return s.replay(ctx, w, op, now)
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("the answer to an operation: %w", err)
 	}
@@ -473,4 +474,20 @@ func (s *answers) replay(ctx context.Context, w http.ResponseWriter, op operatio
 	w.WriteHeader(kept.Status)
 	_, _ = w.Write(body)
 	return nil
+}
+
+// sealed returns the sealed body of an answer that is kept.
+func (s *answers) sealed(ctx context.Context, kept store.Answer) (string, error) {
+	if kept.Parts == 0 {
+		return kept.Body, nil
+	}
+	var b strings.Builder
+	for n := range kept.Parts {
+		p, _, err := s.reg.Get(ctx, partKey(kept.Attempt, n))
+		if err != nil {
+			return "", err
+		}
+		b.WriteString(p.Body)
+	}
+	return b.String(), nil
 }

@@ -205,6 +205,7 @@ func (a *Admin) keyRoutes() {
 	if a.operator == "" {
 		return
 	}
+	a.resealRoute()
 	keys := &Keys{a.keys.reg}
 	a.handle("GET /operator/keys", func(_ http.ResponseWriter, r *http.Request) (any, error) {
 		return a.asOperator(r, func(ctx context.Context) (any, error) { return keys.List(ctx) })

@@ -17,9 +17,10 @@ type Command struct {
 	run.Split `embed:""`
 	storage.Sources
 	storage.Library
-	Workers     int   `help:"Objects imported at a time." default:"16"`
-	BulkWorkers int   `help:"The same for one-time jobs." default:"8"`
-	MaxSize     int64 `help:"Largest object imported, in bytes; 0: no limit." default:"0"`
+	Workers     int       `help:"Objects imported at a time." default:"16"`
+	BulkWorkers int       `help:"The same for one-time jobs." default:"8"`
+	MaxSize     int64     `help:"Largest object imported, in bytes; 0: no limit." default:"0"`
+	Bandwidth   Bandwidth `help:"What may be read from sources, such as 100MB/s; 0: no limit." default:"0" placeholder:"RATE"`
 }
 
 // Run runs the service until ctx ends.
@@ -36,7 +37,7 @@ func (c *Command) Run(ctx context.Context) error {
 		if library != nil {
 			h.OnStop("library", func(context.Context) error { return library.Close() })
 		}
-		cfg := Config{Workers: c.Workers, BulkWorkers: c.BulkWorkers, MaxSize: c.MaxSize}
+		cfg := Config{Workers: c.Workers, BulkWorkers: c.BulkWorkers, MaxSize: c.MaxSize, Bandwidth: c.Bandwidth}
 		return New(cfg, env, opener, library, media.New(media.Config{FFprobe: media.FindFFprobe()}))
 	})
 }

@@ -114,7 +114,7 @@ func judge(err error, n, most int) failure {
 	switch {
 	case class == bucket.ClassName:
 		f.final, f.comes = true, false
-	case class.Permanent():
+	case class.Permanent() && !errors.As(err, new(*closedError)):
 		f.final = true
 	case n >= most:
 		f.final = true

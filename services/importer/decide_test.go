@@ -121,6 +121,7 @@ func TestJudge(t *testing.T) {
 		"time-out":            {context.DeadlineExceeded, 5, false, true, "timeout"},
 		"the last attempt":    {context.DeadlineExceeded, 6, true, true, "timeout"},
 		"permission":          {bucket.ErrPermission, 1, true, true, "permission"},
+		"permission for all":  {&closedError{bucket.ErrPermission}, 1, false, true, "permission"},
 		"name not allowed":    {bucket.ErrName, 1, true, false, "name"},
 		"checksum mismatch":   {bucket.ErrChecksum, 1, false, true, "checksum"},
 		"something not known": {errors.New("?"), 1, false, true, "other"},
@@ -155,42 +156,92 @@ func TestRetryAt(t *testing.T) {
 	}
 }
 
-// A circuit opens after a few failures that everybody would meet, lets one through at a time after its wait, and closes
-// with the first success.
+// A circuit opens after a few failures that everybody would meet, or with one that says so; it lets one through at a time
+// after its wait, and then twice as many with each success.
 func TestCircuit(t *testing.T) {
 	now := time.Unix(0, 0)
 	cs := newCircuits()
 	cs.now = func() time.Time { return now }
+	enter := func(connector, access string) (pass, bool) {
+		p, wait := cs.enter(connector, access)
+		return p, wait == 0
+	}
 	for i := range circuitThreshold {
-		if cs.enter("c") != 0 {
-			t.Fatalf("closed after %d failures", i)
+		p, ok := enter("c", "key")
+		if !ok {
+			t.Fatalf("open after %d failures", i)
 		}
-		if opened := cs.leave("c", true); opened != (i == circuitThreshold-1) {
-			t.Fatalf("failure %d opened: %v", i+1, opened)
+		if l := cs.leave(p, verdict{bucketwide: true}); l.opened != (i == circuitThreshold-1) || l.held {
+			t.Fatalf("failure %d: %+v", i+1, l)
 		}
 	}
-	if cs.enter("c") == 0 {
+	if _, ok := enter("c", "key"); ok {
 		t.Fatal("open circuit lets tasks through")
 	}
-	if cs.enter("other") != 0 {
+	if _, ok := enter("other", "key"); !ok {
 		t.Fatal("the circuit of another connector is open")
 	}
 	now = now.Add(circuitFirstWait)
-	if cs.enter("c") != 0 {
-		t.Fatal("no probe after the wait")
+	probe, ok := enter("c", "key")
+	if _, two := enter("c", "key"); !ok || two {
+		t.Fatalf("a probe after the wait: %v, another: %v", ok, two)
 	}
-	if cs.enter("c") == 0 {
-		t.Fatal("two probes at a time")
+	if l := cs.leave(probe, verdict{bucketwide: true}); !l.held || l.opened {
+		t.Fatalf("a failed probe counts: %+v", l)
 	}
-	cs.leave("c", true)
-	if w := cs.enter("c"); w != 2*circuitFirstWait {
+	if _, w := cs.enter("c", "key"); w < 2*circuitFirstWait {
 		t.Fatalf("wait %s after a failed probe", w)
 	}
 	now = now.Add(2 * circuitFirstWait)
-	cs.enter("c")
-	cs.leave("c", false)
-	if cs.enter("c") != 0 {
-		t.Fatal("still open after a success")
+	probe, _ = enter("c", "key")
+	cs.leave(probe, verdict{})
+	var passes []pass
+	for {
+		p, ok := enter("c", "key")
+		if !ok {
+			break
+		}
+		passes = append(passes, p)
+	}
+	if len(passes) != 2 {
+		t.Fatalf("%d at a time after the first success", len(passes))
+	}
+	if l := cs.leave(passes[0], verdict{bucketwide: true, after: time.Minute}); !l.opened || l.held {
+		t.Fatalf("a failure while it closes: %+v", l)
+	}
+	if _, w := cs.enter("c", "key"); w < time.Minute {
+		t.Fatalf("wait %s although the storage asked for a minute", w)
+	}
+	now = now.Add(time.Minute)
+	for range 100 {
+		p, ok := enter("c", "key")
+		if !ok {
+			t.Fatal("what began before it opened stands in the way")
+		}
+		cs.leave(p, verdict{})
+	}
+	if len(cs.byConnector) != 0 {
+		t.Fatal("still open after many successes")
+	}
+}
+
+// Credentials that are refused open it at once, cost nothing, and other credentials close it.
+func TestCircuitOfCredentials(t *testing.T) {
+	cs := newCircuits()
+	old, _ := cs.enter("c", "old")
+	late, _ := cs.enter("c", "old")
+	if l := cs.leave(old, verdict{bucketwide: true, certain: true}); !l.opened || !l.held {
+		t.Fatalf("%+v", l)
+	}
+	if _, w := cs.enter("c", "old"); w == 0 {
+		t.Fatal("open circuit lets tasks through")
+	}
+	if _, w := cs.enter("c", "new"); w != 0 {
+		t.Fatal("it is open for new credentials")
+	}
+	cs.leave(late, verdict{bucketwide: true, certain: true})
+	if _, w := cs.enter("c", "new"); w != 0 {
+		t.Fatal("a task with the old ones opened it")
 	}
 }
 
@@ -286,6 +337,24 @@ func TestOutcomeOf(t *testing.T) {
 	} {
 		if got := outcomeOf(p); got != want {
 			t.Errorf("%+v: %s", p, got)
+		}
+	}
+}
+
+func TestBandwidth(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]Bandwidth{
+		"0": 0, "500": 500, "500kB/s": 500_000, "100MB/s": 100_000_000, "100 MB/s": 100_000_000, "1GiB/s": 1 << 30, "2M": 2_000_000,
+	} {
+		var b Bandwidth
+		if err := b.UnmarshalText([]byte(text)); err != nil || b != want {
+			t.Errorf("%s: %d, %v", text, b, err)
+		}
+	}
+	for _, text := range []string{"", "-1", "fast", "1TB/s", "1.5MB/s", "100MB/m"} {
+		var b Bandwidth
+		if err := b.UnmarshalText([]byte(text)); err == nil {
+			t.Errorf("%q is %d", text, b)
 		}
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"millrace/shared/bucket"
 	"millrace/shared/bus"
@@ -40,6 +41,9 @@ type Config struct {
 	StallTimeout time.Duration
 	// MaxSize is the largest object imported, in bytes; larger ones are skipped. 0: no limit.
 	MaxSize int64
+	// Bandwidth is what all workers together may read from sources. 0: no limit. What a storage copies by itself, and
+	// blocks that two folders of one disk share, do not count.
+	Bandwidth Bandwidth
 }
 
 func (c *Config) setDefaults() {
@@ -68,6 +72,9 @@ func (c Config) Validate() error {
 	if c.StallTimeout < time.Second {
 		errs = append(errs, fmt.Errorf("stall timeout %s: must be at least 1s", c.StallTimeout))
 	}
+	if c.Bandwidth < 0 {
+		errs = append(errs, fmt.Errorf("bandwidth %d: must not be negative", c.Bandwidth))
+	}
 	if c.MaxSize < 0 {
 		errs = append(errs, fmt.Errorf("max size %d: must not be negative", c.MaxSize))
 	}
@@ -78,6 +85,8 @@ func (c Config) Validate() error {
 type Sources interface {
 	// Source returns an open bucket, shared and kept open by the callee, and the connector's record.
 	Source(ctx context.Context, connector string) (bucket.Source, store.Connector, error)
+	// Report puts on a connector's record that its storage refuses us, or that it works again (nil).
+	Report(ctx context.Context, connector string, failure error) error
 }
 
 // Importer is a running importer.
@@ -92,6 +101,8 @@ type Importer struct {
 	ledger   *store.Ledger
 	jobs     *jobs
 	circuits *circuits
+	limit    *rate.Limiter // nil: no limit
+	ahead    *bucket.Budget
 	commits  chan *outcome
 	tracker  *tracker
 	deleter  *deleter
@@ -110,12 +121,18 @@ func New(cfg Config, env service.Env, sources Sources, library bucket.Library, p
 		ledger:   store.NewLedger(env.Bus),
 		jobs:     newJobs(),
 		circuits: newCircuits(),
+		limit:    cfg.Bandwidth.limiter(),
+		ahead:    bucket.NewBudget(aheadParts),
 		commits:  make(chan *outcome, groupSize), // gathers while a group is being committed
 		tracker:  newTracker(env, m),
 	}
 	im.deleter = &deleter{im: im, lookAgain: lookAgain}
 	return im, nil
 }
+
+// aheadParts is how much of large objects all workers together hold while it is on its way, in parts of 4 MiB. Beside
+// that a worker holds 1 MiB, or 8 MiB while it writes to a bucket.
+const aheadParts = 16
 
 // committers is how many groups are committed at a time: while one waits for the disk the next can gather.
 const committers = 2

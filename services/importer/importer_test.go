@@ -67,6 +67,9 @@ func (r *rig) Source(context.Context, string) (bucket.Source, store.Connector, e
 	return r.source, store.Connector{ID: "conn", Provider: "dir", Path: r.root}, nil
 }
 
+// Report implements Sources.
+func (r *rig) Report(context.Context, string, error) error { return nil }
+
 // start runs an importer.
 func (r *rig) start(cfg Config, library bucket.Library) (stop func()) {
 	r.t.Helper()

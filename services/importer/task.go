@@ -14,6 +14,7 @@ import (
 
 	"millrace/shared/bucket"
 	"millrace/shared/bus"
+	"millrace/shared/connector"
 	"millrace/shared/event"
 	"millrace/shared/media"
 	"millrace/shared/store"
@@ -100,6 +101,7 @@ type work struct {
 	ans     answer
 	source  bucket.Source
 	conn    store.Connector
+	putting bool // what fails is the library's
 }
 
 // retargets bounds how often a one-time task follows its object to a newer version.
@@ -183,23 +185,86 @@ func (w *work) attempt(ctx context.Context) (*outcome, error) {
 	case w.im.cfg.MaxSize > 0 && w.task.Size > w.im.cfg.MaxSize:
 		return w.settle(event.TooLarge, fmt.Sprintf("%d bytes; the limit is %d", w.task.Size, w.im.cfg.MaxSize)), nil
 	}
-	if wait := w.im.circuits.enter(w.task.Connector); wait > 0 {
+	var err error
+	w.source, w.conn, err = w.im.sources.Source(ctx, w.task.Connector)
+	pass, wait := w.im.circuits.enter(w.task.Connector, w.conn.Credentials)
+	if wait > 0 {
 		return nil, bus.RetryAfter(wait, fmt.Errorf("connector %s: %w", w.task.Connector, bucket.ErrUnavailable))
 	}
-	o, err := w.bring(ctx)
-	class := bucket.ClassOf(err)
-	if class != bucket.ClassCancelled && w.im.circuits.leave(w.task.Connector, class.Bucketwide()) {
-		w.im.env.Log.Warn("storage fails for everybody, its tasks wait", "connector_id", w.task.Connector, "error", err)
+	var o *outcome
+	if w.putting = false; err == nil {
+		o, err = w.bring(ctx)
 	}
-	return o, err
+	return o, w.left(ctx, pass, err)
 }
+
+// left tells the circuit and the connector's record how an attempt ended, and returns the error that is left of it.
+func (w *work) left(ctx context.Context, p pass, err error) error {
+	class := bucket.ClassOf(err)
+	if class == bucket.ClassCancelled {
+		w.im.circuits.leave(p, verdict{})
+		return err
+	}
+	v := verdict{bucketwide: class.Bucketwide(), after: bucket.RetryAfter(err)}
+	v.certain = v.bucketwide && class.Permanent()
+	if class == bucket.ClassPermission {
+		v.certain = w.putting // a library has no objects of its own
+		v.bucketwide = w.putting || w.closed(ctx, err)
+	}
+	l := w.im.circuits.leave(p, v)
+	switch {
+	case l.opened:
+		w.im.env.Log.Warn("storage fails for everybody, its tasks wait", "connector_id", w.task.Connector, "library", w.putting, "error", err)
+		if class.Permanent() && !w.putting {
+			w.report(ctx, err)
+		}
+	case err == nil && w.conn.Status == store.ConnectorFailed:
+		w.report(ctx, nil)
+	}
+	switch {
+	case l.held:
+		return &heldError{after: l.wait, err: err}
+	case v.bucketwide && class == bucket.ClassPermission:
+		return &closedError{err}
+	}
+	return err
+}
+
+// closed reports whether a permission that is missing for one object is missing for all: those beside it cannot be
+// listed either.
+func (w *work) closed(ctx context.Context, err error) bool {
+	if w.source == nil {
+		return !errors.Is(err, connector.ErrDisabled) && !errors.Is(err, connector.ErrNotAllowed)
+	}
+	for _, err := range w.source.List(ctx, bucket.ListOptions{Prefix: w.task.Path}) {
+		return bucket.ClassOf(err) == bucket.ClassPermission
+	}
+	return false
+}
+
+// report puts on the connector's record that it failed or works again. That is for people: the circuit does without.
+func (w *work) report(ctx context.Context, failure error) {
+	if err := w.im.sources.Report(ctx, w.task.Connector, failure); err != nil {
+		w.im.env.Log.Warn("the state of the connector is not on record", "connector_id", w.task.Connector, "error", err)
+	}
+}
+
+// heldError is a failure that was known to meet everybody, and so no attempt of the task's own.
+type heldError struct {
+	after time.Duration
+	err   error
+}
+
+func (e *heldError) Error() string { return e.err.Error() }
+func (e *heldError) Unwrap() error { return e.err }
+
+// closedError is a missing permission that is not about the object alone: it may come back.
+type closedError struct{ error }
+
+func (e *closedError) Unwrap() error { return e.error }
 
 // bring moves the object into the library, or decides that it does not belong there.
 func (w *work) bring(ctx context.Context) (*outcome, error) {
-	var err error
-	if w.source, w.conn, err = w.im.sources.Source(ctx, w.task.Connector); err != nil {
-		return nil, err
-	}
 	obj := bucket.Object{
 		Path: w.task.Path, Version: w.task.Version, Size: w.task.Size, ModTime: w.task.ModTime, CRC32C: w.task.CRC32C,
 		Order: w.task.Order,
@@ -250,6 +315,7 @@ func (w *work) bringSmall(ctx context.Context, obj bucket.Object) (*outcome, err
 	stored := bucket.Stored{URI: w.conn.URI(obj.Path), Size: obj.Size, CRC32C: sum.CRC32C(), SHA256: sum.SHA256()}
 	if w.im.library != nil {
 		want := bucket.Want{Size: obj.Size, CRC32C: sum.CRC32C(), ContentType: info.ContentType}
+		w.putting = true
 		if stored, err = w.im.library.Put(ctx, w.key(), bytes.NewReader(buf), want); err != nil {
 			return nil, err
 		}
@@ -258,7 +324,7 @@ func (w *work) bringSmall(ctx context.Context, obj bucket.Object) (*outcome, err
 }
 
 func (w *work) bringLarge(ctx context.Context, obj bucket.Object) (*outcome, error) {
-	near := bucket.NewFile(ctx, w.source, obj, bucket.ReaderOptions{Stall: w.im.cfg.StallTimeout})
+	near := bucket.NewFile(ctx, w.source, obj, bucket.ReaderOptions{Stall: w.im.cfg.StallTimeout, Hasty: true, Limit: w.im.limit})
 	info, o, err := w.probe(ctx, near, obj)
 	if o != nil || err != nil {
 		return o, err
@@ -294,15 +360,16 @@ func (w *work) transfer(ctx context.Context, obj bucket.Object, info media.Info)
 	defer func() { _ = r.Close() }()
 	want := obj.Want()
 	want.ContentType = info.ContentType
-	return w.im.library.Put(ctx, w.key(), r, want)
+	stored, err = w.im.library.Put(ctx, w.key(), r, want)
+	w.putting = r.Err() == nil
+	return stored, err
 }
 
 // open reads the task's version to its end, over broken connections, for as long as bytes come.
-func (w *work) open(ctx context.Context, obj bucket.Object) *bucket.Reader {
-	return bucket.NewReader(ctx, w.source, obj, bucket.ReaderOptions{
-		Stall:      w.im.cfg.StallTimeout,
-		OnProgress: w.moved(ctx),
-	})
+func (w *work) open(ctx context.Context, obj bucket.Object) bucket.Reading {
+	return bucket.NewReading(ctx, w.source, obj, bucket.ReaderOptions{
+		Stall: w.im.cfg.StallTimeout, Hasty: true, Limit: w.im.limit, OnProgress: w.moved(ctx),
+	}, w.im.ahead)
 }
 
 // showEvery is how often a transfer shows how far it is.
@@ -436,6 +503,12 @@ func (w *work) failed(ctx context.Context, err error) error {
 	}
 	if isOurs(err) {
 		return err // the broker's trouble, not the object's
+	}
+	if held := (*heldError)(nil); errors.As(err, &held) {
+		show := w.file
+		show.State, show.Error = event.Queued, err.Error()
+		w.show(ctx, show)
+		return bus.RetryAfter(held.after, err)
 	}
 	f := judge(err, w.file.Attempts+1, w.im.cfg.MaxAttempts)
 	if !f.final {

@@ -47,15 +47,19 @@ type Options struct {
 	UnsafeFast bool `help:"Acknowledge before data is on disk. A power cut then loses acknowledged data."`
 	run.Names
 
-	Workers      int           `help:"Objects imported at a time." default:"16"`
-	BulkWorkers  int           `help:"The same for one-time jobs." default:"8"`
-	MaxSize      int64         `help:"Largest object imported, in bytes; 0: no limit." default:"0"`
-	KeepExports  time.Duration `help:"How long exports can be downloaded." default:"720h"`
-	ScanInterval time.Duration `help:"How often an automation's prefix is listed to find what no notification told." default:"1h"`
+	Workers      int                `help:"Objects imported at a time." default:"16"`
+	BulkWorkers  int                `help:"The same for one-time jobs." default:"8"`
+	MaxSize      int64              `help:"Largest object imported, in bytes; 0: no limit." default:"0"`
+	Bandwidth    importer.Bandwidth `help:"What may be read from sources, such as 100MB/s; 0: no limit." default:"0" placeholder:"RATE"`
+	KeepExports  time.Duration      `help:"How long exports can be downloaded." default:"720h"`
+	ScanInterval time.Duration      `help:"How often an automation's prefix is listed to find what no notification told." default:"1h"`
 
 	PubSubEndpoint string `help:"Address of a Pub/Sub emulator." hidden:""`
 	run.Log
 }
+
+// KeyFile is the name of the key file in a data folder.
+const KeyFile = "secrets.key"
 
 // App is the running product.
 type App struct {
@@ -142,7 +146,9 @@ func (app *App) build(ctx context.Context, o Options) error {
 			return err
 		}
 	}
-	o.SecretsKey = storage.In(o.Data, o.SecretsKey, "secrets.key")
+	if o.SecretsKeyData == "" {
+		o.SecretsKey = storage.In(o.Data, o.SecretsKey, KeyFile)
+	}
 	opener, keeper, err := o.Opener(ctx, env)
 	if err != nil {
 		return err
@@ -173,8 +179,9 @@ func (app *App) build(ctx context.Context, o Options) error {
 	if env, err = app.host.Env("importer"); err != nil {
 		return err
 	}
-	imp, err := importer.New(importer.Config{Workers: o.Workers, BulkWorkers: o.BulkWorkers, MaxSize: o.MaxSize}, env,
-		opener, library, media.New(media.Config{FFprobe: media.FindFFprobe()}))
+	imp, err := importer.New(importer.Config{
+		Workers: o.Workers, BulkWorkers: o.BulkWorkers, MaxSize: o.MaxSize, Bandwidth: o.Bandwidth,
+	}, env, opener, library, media.New(media.Config{FFprobe: media.FindFFprobe()}))
 	if err != nil {
 		return err
 	}

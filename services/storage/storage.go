@@ -4,7 +4,6 @@ package storage
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path/filepath"
 
@@ -20,19 +19,17 @@ import (
 // Sources are the flags of services that open buckets.
 type Sources struct {
 	run.Endpoints
-	AllowDir   []string `help:"Folder that connectors may name, with all below it. Repeatable; without it there are no folder connectors." placeholder:"DIR"`
-	SecretsKey string   `help:"File with the key that seals credentials. Made at the first start (default: secrets.key in the data folder)." placeholder:"FILE"`
-	StorageCA  string   `name:"storage-ca" help:"File with certificates (PEM) to trust storage endpoints by, beside the system's." type:"path" placeholder:"FILE"`
+	AllowDir       []string `help:"Folder that connectors may name, with all below it. Repeatable; without it there are no folder connectors." placeholder:"DIR"`
+	SecretsKey     string   `help:"File with the key that seals credentials. Made at the first start (default: secrets.key in the data folder)." placeholder:"FILE"`
+	SecretsKeyData string   `help:"The content of such a file, where the environment keeps secrets better than files do; see millrace secrets key." placeholder:"KEY" secret:"yes"`
+	StorageCA      string   `name:"storage-ca" help:"File with certificates (PEM) to trust storage endpoints by, beside the system's." type:"path" placeholder:"FILE"`
 
 	MachineCredentials bool `help:"Let connectors that bring no credentials use those of this machine, such as the AWS role it runs under."`
 }
 
 // Opener opens the storage of connectors for a service.
 func (s Sources) Opener(ctx context.Context, env service.Env) (*connector.Opener, *secret.Keeper, error) {
-	if s.SecretsKey == "" {
-		return nil, nil, errors.New("--secrets-key: required; all services of a deployment share one file")
-	}
-	keeper, err := secret.Load(s.SecretsKey, true)
+	keeper, err := secret.From(s.SecretsKey, s.SecretsKeyData)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -2,7 +2,6 @@ package webhooks
 
 import (
 	"context"
-	"errors"
 
 	"millrace/services/run"
 	"millrace/shared/secret"
@@ -16,16 +15,14 @@ const Description = "Tell others: events become signed requests to webhooks."
 type Command struct {
 	run.Split `embed:""`
 	run.Endpoints
-	SecretsKey string `help:"File with the key that seals secrets; all services of a deployment share it. Made at the first start." placeholder:"FILE"`
+	SecretsKey     string `help:"File with the key that seals secrets; all services of a deployment share it. Made at the first start." placeholder:"FILE"`
+	SecretsKeyData string `help:"The content of such a file; see millrace secrets key." placeholder:"KEY" secret:"yes"`
 }
 
 // Run runs the service until ctx ends.
 func (c *Command) Run(ctx context.Context) error {
 	return c.Split.Run(ctx, "webhooks", false, func(_ context.Context, _ *run.Host, env service.Env) (service.Service, error) {
-		if c.SecretsKey == "" {
-			return nil, errors.New("--secrets-key: required; all services of a deployment share one file")
-		}
-		keeper, err := secret.Load(c.SecretsKey, true)
+		keeper, err := secret.From(c.SecretsKey, c.SecretsKeyData)
 		if err != nil {
 			return nil, err
 		}

@@ -8,6 +8,8 @@ import (
 	"io"
 	"math/rand/v2"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 // ReaderOptions is how patient a Reader is. The zero value is what an import wants.
@@ -15,9 +17,18 @@ type ReaderOptions struct {
 	// Attempts is how often in a row the object is opened without a byte coming of it. Default 4.
 	Attempts int
 
-	// Stall is how long a Read may go without a byte, over all its attempts, before it fails with ErrStalled. The time
-	// between Reads does not count. Default 1 minute, negative: no limit.
+	// Stall is how long a Read may go without a byte, over all its attempts, before it fails with ErrStalled, and how
+	// long 32 KiB may take, as a trickle would hold its reader for days. The time between Reads does not count, nor does
+	// that of Limit and OnProgress. Default 1 minute, negative: no limit.
 	Stall time.Duration
+
+	// Hasty leaves it to the caller to wait when the storage is throttled or says when to come back, unless bytes were
+	// read that would have to be read again.
+	Hasty bool
+
+	// Limit is what all readers that share it may read together; nil: no limit. Bytes are paid for after they came, so
+	// its burst bounds what one Read may bring.
+	Limit *rate.Limiter
 
 	// Backoff is the pause before attempt n, the first being 1; what the storage asks for in RetryAfter counts if it is
 	// longer. Default: 200 ms doubling up to 10 s, with jitter.
@@ -69,8 +80,10 @@ type Reader struct {
 	start, offset, end int64
 	failures           int // in a row without a byte
 	pause              time.Duration
-	hash               *Hash // nil: not the whole object, or no checksum to hold it against
-	err                error // what every further Read returns
+	spent              time.Duration // in reads since it was last looked how much they brought,
+	brought            int64         // which is this
+	hash               *Hash         // nil: not the whole object, or no checksum to hold it against
+	err                error         // what every further Read returns
 }
 
 // NewReader returns a Reader of one version of an object. It opens nothing before the first Read. The context governs
@@ -101,20 +114,30 @@ func (r *Reader) Read(p []byte) (int, error) {
 	if len(p) == 0 || r.err != nil {
 		return 0, r.err
 	}
+	if r.opts.Limit != nil {
+		p = p[:min(len(p), r.opts.Limit.Burst())]
+	}
+	start := time.Now()
 	if r.stall != nil {
 		r.stall.Reset(r.opts.Stall)
-		defer r.stall.Stop()
 	}
 	for {
 		n, err := r.read(p)
 		if n > 0 {
+			r.rest()
 			r.offset += int64(n)
+			r.trickles(time.Since(start), n)
 			r.failures = 0
 			if r.hash != nil {
 				r.hash.Write(p[:n])
 			}
 			if err != nil {
 				r.broke(err) // the next Read deals with it
+			}
+			if r.opts.Limit != nil {
+				if err := r.opts.Limit.WaitN(r.ctx, n); err != nil && r.ctx.Err() == nil {
+					r.err = fmt.Errorf("read %q: bandwidth: %w", r.obj.Path, err)
+				}
 			}
 			r.opts.OnProgress(int64(n))
 			return n, nil
@@ -123,10 +146,34 @@ func (r *Reader) Read(p []byte) (int, error) {
 			continue
 		}
 		if r.err = r.judge(err); r.err != nil {
+			r.rest()
 			r.drop()
 			return 0, r.err
 		}
 	}
+}
+
+// rest stops the clock of the stall time-out.
+func (r *Reader) rest() {
+	if r.stall != nil {
+		r.stall.Stop()
+	}
+}
+
+// trickle is the least that must come in a stall time-out, in bytes.
+const trickle = 32 << 10
+
+// trickles gives the object up when its bytes come too slowly to be worth a reader.
+func (r *Reader) trickles(took time.Duration, n int) {
+	r.spent, r.brought = r.spent+took, r.brought+int64(n)
+	if r.opts.Stall <= 0 || r.spent < r.opts.Stall {
+		return
+	}
+	if r.brought < trickle && r.offset < r.end {
+		r.err = fmt.Errorf("read %q at %d of %d: %d bytes in %s: %w", r.obj.Path, r.offset, r.obj.Size, r.brought, r.spent, ErrStalled)
+		r.drop()
+	}
+	r.spent, r.brought = 0, 0
 }
 
 // read makes one attempt.
@@ -189,7 +236,8 @@ func (r *Reader) judge(err error) error {
 		err = io.ErrUnexpectedEOF
 	}
 	unpinned := r.obj.Version == "" && r.offset > r.start
-	if Permanent(err) || unpinned || r.failures+1 >= r.opts.Attempts {
+	hasty := r.opts.Hasty && r.offset == r.start && (RetryAfter(err) > 0 || errors.Is(err, ErrThrottled))
+	if Permanent(err) || unpinned || hasty || r.failures+1 >= r.opts.Attempts {
 		return fmt.Errorf("read %q at %d of %d: %w", r.obj.Path, r.offset, r.obj.Size, err)
 	}
 	r.broke(err)
@@ -211,6 +259,14 @@ func (r *Reader) drop() {
 		r.body.Close()
 		r.body = nil
 	}
+}
+
+// Err returns what made the Reader fail, nil if it did not.
+func (r *Reader) Err() error {
+	if atEnd(r.err) {
+		return nil
+	}
+	return r.err
 }
 
 // Offset returns how many bytes were read.

@@ -96,6 +96,69 @@ func TestReaderGivesUp(t *testing.T) {
 	}
 }
 
+// A trickle would hold its reader for days; what comes slowly but steadily is read.
+func TestReaderTrickle(t *testing.T) {
+	for name, c := range map[string]struct {
+		piece int
+		want  error
+	}{"a byte a second": {1, ErrStalled}, "a kilobyte a second": {1 << 10, nil}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				src := &scripted{data: content(200 << 10)}
+				src.script = []func([]byte) (io.ReadCloser, error){func(rest []byte) (io.ReadCloser, error) {
+					return io.NopCloser(&slow{rest, c.piece}), nil
+				}}
+				start := time.Now()
+				r := NewReader(t.Context(), src, src.object(), ReaderOptions{})
+				defer r.Close()
+				if _, err := io.ReadAll(r); !errors.Is(err, c.want) {
+					t.Errorf("%v after %s", err, time.Since(start))
+				}
+				if took := time.Since(start); c.want != nil && took > 2*time.Minute {
+					t.Errorf("gave up after %s", took)
+				}
+			})
+		})
+	}
+}
+
+// slow gives a piece each second.
+type slow struct {
+	rest  []byte
+	piece int
+}
+
+func (s *slow) Read(p []byte) (int, error) {
+	time.Sleep(time.Second)
+	if len(s.rest) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p[:min(s.piece, len(p))], s.rest)
+	s.rest = s.rest[n:]
+	return n, nil
+}
+
+// Who is hasty hears at once that the storage is throttled, unless that would cost what was read.
+func TestReaderHasty(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		throttled := &ThrottledError{RetryAfter: 7 * time.Second, Err: ErrThrottled}
+		src := &scripted{data: content(100)}
+		src.script = []func([]byte) (io.ReadCloser, error){refuse(throttled), breakAfter(50, errBroken), refuse(throttled)}
+		read := func() error {
+			r := NewReader(t.Context(), src, src.object(), ReaderOptions{Hasty: true})
+			defer r.Close()
+			_, err := io.ReadAll(r)
+			return err
+		}
+		if err := read(); RetryAfter(err) != 7*time.Second || len(src.opens) != 1 {
+			t.Errorf("%v after %d opens", err, len(src.opens))
+		}
+		if err := read(); err != nil || len(src.opens) != 4 {
+			t.Errorf("in the middle: %v after %d opens", err, len(src.opens))
+		}
+	})
+}
+
 func TestReaderWithoutVersionIsNotResumed(t *testing.T) {
 	src := &scripted{data: content(100)}
 	src.script = []func([]byte) (io.ReadCloser, error){breakAfter(10, errBroken)}

@@ -109,7 +109,7 @@ func (o *Opener) Source(ctx context.Context, id string) (bucket.Source, store.Co
 	if err != nil {
 		return nil, record, err
 	}
-	if record.Status == "disabled" {
+	if record.Status == store.ConnectorDisabled {
 		return nil, record, fmt.Errorf("connector %s: %w", id, ErrDisabled)
 	}
 	if have != nil && sameAccess(have.record, record) {
@@ -125,6 +125,38 @@ func (o *Opener) Source(ctx context.Context, id string) (bucket.Source, store.Co
 	}
 	o.open[id] = &opened{source: source, record: record, checked: time.Now()}
 	return source, record, nil
+}
+
+// maxReason bounds what is kept of a provider's own words, in bytes.
+const maxReason = 400
+
+// Report puts on a connector's record that its storage refuses us, with the reason, or, with nil, that it works. A test
+// says the same; whoever works with the storage knows it sooner.
+func (o *Opener) Report(ctx context.Context, id string, failure error) error {
+	now := time.Now().UTC()
+	_, _, err := o.reg.Modify(ctx, id, func(c *store.Connector) error {
+		status, result, reason := store.ConnectorActive, "success", ""
+		if failure != nil {
+			status, result, reason = store.ConnectorFailed, "failed", failure.Error()
+			if len(reason) > maxReason {
+				reason = strings.ToValidUTF8(reason[:maxReason], "") + "…"
+			}
+		}
+		if c.ID == "" || c.Status == store.ConnectorDisabled || c.Status == status && failure == nil {
+			return store.ErrUnchanged
+		}
+		c.Status, c.LastTestResult, c.LastTestError, c.LastTestedAt, c.UpdatedAt = status, result, reason, now, now
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("report on connector %s: %w", id, err)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if have := o.open[id]; have != nil {
+		have.checked = time.Time{} // its record is another now
+	}
+	return nil
 }
 
 // sameAccess reports whether two records of one connector lead to the same bucket with the same rights.

@@ -27,7 +27,7 @@ type Writer interface {
 // folder, also by way of a symbolic link, is refused. It fails with ErrDisabled, and with errors.ErrUnsupported when there
 // is no driver, see store.Connector.HasDriver. The caller closes the Writer.
 func (o *Opener) Writer(ctx context.Context, c store.Connector) (Writer, error) {
-	if c.Status == "disabled" {
+	if c.Status == store.ConnectorDisabled {
 		return nil, fmt.Errorf("connector %s: %w", c.ID, ErrDisabled)
 	}
 	switch c.Provider {

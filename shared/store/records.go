@@ -14,8 +14,8 @@ type Connector struct {
 	ID             string           `json:"connector_id"`
 	Name           string           `json:"name"`
 	Provider       string           `json:"provider"` // dir, gcs, s3 or azure
-	Status         string           `json:"status"`   // active, failed or disabled
-	Scopes         []string         `json:"scopes"`   // import, export
+	Status         string           `json:"status"`
+	Scopes         []string         `json:"scopes"` // import, export
 	ImportMode     event.ImportMode `json:"import_mode"`
 	ExportBasePath string           `json:"export_base_path,omitempty"`
 	Path           string           `json:"path,omitempty"`            // dir: absolute
@@ -34,6 +34,13 @@ type Connector struct {
 	LastTestResult string           `json:"last_test_result,omitempty"` // success or failed
 	LastTestError  string           `json:"last_test_error,omitempty"`
 }
+
+// The statuses of connectors. One that failed is tried again by whoever has work for it.
+const (
+	ConnectorActive   = "active"
+	ConnectorFailed   = "failed"
+	ConnectorDisabled = "disabled"
+)
 
 // HasScope reports whether the connector may be used for scope.
 func (c Connector) HasScope(scope string) bool {

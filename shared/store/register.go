@@ -14,6 +14,7 @@ import (
 	"iter"
 	"regexp"
 	"slices"
+	"strings"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -216,7 +217,8 @@ func (r *Register[T]) Modify(ctx context.Context, key string, change func(v *T) 
 			return v, rev, nil
 		}
 		// Equal bytes of somebody else are no excuse here: two that add one to the same number write the same.
-		rev, err = r.put(ctx, key, data, &rev)
+		expect := rev // of its own: a write that was given up may still be looking at it
+		rev, err = r.put(ctx, key, data, &expect)
 		if !errors.Is(err, bus.ErrConflict) {
 			return v, rev, err
 		}
@@ -246,19 +248,35 @@ func (r *Register[T]) Deleted(ctx context.Context, key string) (bool, error) {
 // replaced at that moment.
 func (r *Register[T]) All(ctx context.Context) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
+		for e, err := range r.Entries(ctx) {
+			if err != nil {
+				var none T
+				yield(none, err)
+				return
+			}
+			if !yield(*e.Value, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Entries is All with the key and the revision of each record.
+func (r *Register[T]) Entries(ctx context.Context) iter.Seq2[Change[T], error] {
+	return func(yield func(Change[T], error) bool) {
 		for m, err := range r.bus.Records(ctx, r.behind()) {
-			var v T
 			if err == nil && len(m.Data) == 0 {
 				continue // deleted
 			}
+			v := new(T)
 			if err == nil {
-				err = json.Unmarshal(m.Data, &v)
+				err = json.Unmarshal(m.Data, v)
 			}
 			if err != nil {
-				yield(v, fmt.Errorf("list %s: %w", r.name, err))
+				yield(Change[T]{}, fmt.Errorf("list %s: %w", r.name, err))
 				return
 			}
-			if !yield(v, nil) {
+			if !yield(Change[T]{Key: strings.TrimPrefix(m.Subject, r.subject("")), Value: v, Revision: m.Sequence}, nil) {
 				return
 			}
 		}

@@ -50,7 +50,7 @@ func Accesses() []Access {
 			},
 			Follows: []string{Files},
 			Writes: []string{
-				Indexes, Automations, ExportAutomations, Windows, JobRecords, RunRecords, DeletionRecords, Leases, Documents,
+				Connectors, Indexes, Automations, ExportAutomations, Windows, JobRecords, RunRecords, DeletionRecords, Leases, Documents,
 			},
 			Purges: []string{Tasks, Files, Media, Arrivals},
 		},

@@ -49,6 +49,8 @@ type CLI struct {
 	Events     eventsCommand     `cmd:"" group:"client" help:"Follow events as they happen."`
 	Key        keyCommand        `cmd:"" group:"client" help:"API keys: create, ls, revoke. For operators: beside the server, or with its broker."`
 
+	Secrets secretsCommand `cmd:"" group:"other" help:"The key that seals credentials: rotate, key, reseal. For operators, as is key."`
+
 	NatsAccounts accountsCommand `cmd:"" group:"other" help:"Print accounts and permissions for a NATS server, a user per service."`
 
 	Bench      benchCommand      `cmd:"" group:"other" help:"Measure every figure beside its yardstick."`

@@ -43,29 +43,45 @@ type keys interface {
 // open reaches the keys through the broker or through the server beside this command.
 func (o operator) open(ctx context.Context) (_ keys, closed func(), err error) {
 	if o.NATSURL == "" {
-		door, err := admin.ReadDoor(o.Data)
-		if errors.Is(err, admin.ErrNoDoor) {
-			err = fmt.Errorf("%w: start `millrace up` on it, name another one with --data, or a broker with --nats-url", err)
-		}
-		if err != nil {
-			return nil, nil, err
-		}
-		return throughDoor{client.New(door.URL, door.Token)}, func() {}, nil
+		door, err := o.door()
+		return throughDoor{door}, func() {}, err
 	}
-	nc, err := broker.Dial(o.NATSURL, "millrace key")
+	b, closed, err := o.broker("key")
+	if err != nil {
+		return nil, nil, err
+	}
+	k, err := admin.OpenKeys(ctx, b)
+	if err != nil {
+		closed()
+		return nil, nil, err
+	}
+	return k, closed, nil
+}
+
+// door returns a client of the server beside this command.
+func (o operator) door() (*client.Client, error) {
+	door, err := admin.ReadDoor(o.Data)
+	if errors.Is(err, admin.ErrNoDoor) {
+		err = fmt.Errorf("%w: start `millrace up` on it, name another one with --data, or a broker with --nats-url", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return client.New(door.URL, door.Token), nil
+}
+
+// broker connects to the broker of the deployment.
+func (o operator) broker(as string) (_ *bus.Bus, closed func(), err error) {
+	nc, err := broker.Dial(o.NATSURL, "millrace "+as)
 	if err != nil {
 		return nil, nil, fmt.Errorf("--nats-url: %w", err)
 	}
-	b, err := bus.New(nc, o.Topology(), "key", slog.New(slog.DiscardHandler))
-	var k *admin.Keys
-	if err == nil {
-		k, err = admin.OpenKeys(ctx, b)
-	}
+	b, err := bus.New(nc, o.Topology(), as, slog.New(slog.DiscardHandler))
 	if err != nil {
 		nc.Close()
 		return nil, nil, err
 	}
-	return k, nc.Close, nil
+	return b, nc.Close, nil
 }
 
 // throughDoor has a running server do it.

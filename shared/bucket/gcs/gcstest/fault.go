@@ -35,6 +35,7 @@ func isGet(r *http.Request) bool { return r.Method == http.MethodGet }
 // What any server can suffer.
 var (
 	Truncated       = faulttest.Truncated
+	Trickled        = faulttest.Trickled
 	Before          = faulttest.Before
 	Corrupted Fault = faulttest.Corrupted
 	Lost      Fault = faulttest.Lost

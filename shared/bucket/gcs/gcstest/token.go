@@ -57,6 +57,13 @@ func (s *Server) Revoke() {
 	s.revoked = true
 }
 
+// Restore has it give tokens, and take them, again.
+func (s *Server) Restore() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.revoked = false
+}
+
 func (s *Server) refuses(r *http.Request) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
