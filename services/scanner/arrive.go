@@ -24,6 +24,7 @@ type candidate struct {
 	object     event.Object
 	subject    string // of its arrival
 	exact      bool   // the order of versions is the storage's own count, and not a time that people can set
+	unsure     bool   // another version was told of beside this one, and nobody said which is the newer
 }
 
 // answer is what became of a candidate.
@@ -255,17 +256,23 @@ func (a *arrivals) decide(ctx context.Context, open []*asked, found event.Found,
 		verdicts[i] = decide(q.object, q.known, false, now)
 		// A file can be replaced by an older one, and a listing can see one that is just being written, whose version is
 		// no more by the time its page is dealt with. The folder knows.
-		doubt := verdicts[i] == stale || verdicts[i] == news && found == event.ByScan
+		// And where versions have no order, as on most servers like S3, a notification that comes late must not replace
+		// what a newer one said: what it led us to counts, and not what it says.
+		unordered := found == event.ByNotification && (q.unsure || q.known.unordered(q.object))
+		doubt := verdicts[i] == stale || verdicts[i] == news && (found == event.ByScan || unordered)
 		if q.exact || !doubt {
 			continue
 		}
 		doubtful.Go(func() error {
-			live, err := a.isLive(ctx, q)
+			live, err := a.live(ctx, q)
 			switch {
 			case err != nil:
 				answers[q.place].err = err
-			case live:
-				verdicts[i] = decide(q.object, q.known, live, now)
+			case live.Version == q.object.Version:
+				verdicts[i] = decide(q.object, q.known, true, now)
+			case unordered && live.Version != "":
+				q.object = live
+				verdicts[i] = decide(q.object, q.known, true, now)
 			default:
 				verdicts[i] = stale
 			}
@@ -292,16 +299,17 @@ func (a *arrivals) drop(q *asked, v verdict, answers []answer) {
 	a.metrics.dropped.WithLabelValues(string(v)).Inc()
 }
 
-func (a *arrivals) isLive(ctx context.Context, q *asked) (bool, error) {
+// live returns what is there now, without a version if that is nothing.
+func (a *arrivals) live(ctx context.Context, q *asked) (event.Object, error) {
 	src, _, err := a.sources.Source(ctx, q.connector)
 	if err != nil {
-		return false, err
+		return event.Object{}, err
 	}
 	o, err := src.Stat(ctx, q.object.Path)
 	if class := bucket.ClassOf(err); class.Permanent() && !class.Bucketwide() {
-		return false, nil // gone, or not to be read by us
+		return event.Object{}, nil // gone, or not to be read by us
 	}
-	return o.Version == q.object.Version, err
+	return objectOf(o), err
 }
 
 // publish writes the arrivals and returns those to be decided anew.

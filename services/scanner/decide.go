@@ -58,6 +58,20 @@ func decide(o event.Object, k known, live bool, now time.Time) verdict {
 	return news
 }
 
+// unordered reports whether another version is on record of which nobody can say whether it is newer than o.
+func (k known) unordered(o event.Object) bool {
+	other := func(version, order string) bool { return version != o.Version && (order == "" || o.Order == "") }
+	if k.pending != nil && other(k.pending.Version, k.pending.Order) {
+		return true
+	}
+	for _, m := range k.versions {
+		if other(m.Version, m.Order) {
+			return true
+		}
+	}
+	return false
+}
+
 // newer reports whether a certainly is after b.
 func newer(a, b string) bool { return a != "" && b != "" && a > b }
 

@@ -207,6 +207,7 @@ func (ch *change) add(n *event.Notification) {
 	if outlived || ch.created && newer(ch.object.Order, o.Order) {
 		return
 	}
+	ch.unsure = ch.unsure || ch.created && ch.object.Version != o.Version && (ch.object.Order == "" || o.Order == "")
 	ch.object, ch.created = o, true
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"millrace/shared/bucket"
 	"millrace/shared/bucket/dir"
+	"millrace/shared/bucket/s3/s3test"
 	"millrace/shared/event"
 	"millrace/shared/store"
 	"millrace/shared/topology"
@@ -186,6 +187,35 @@ func TestSubscriptionIsFollowed(t *testing.T) {
 			t.Errorf("arrived as %+v, want %+v", a.Object, want)
 		}
 	}
+}
+
+// A queue is emptied when what it said is stored, and what is nothing of ours goes to the dead letters.
+func TestQueueIsFollowed(t *testing.T) {
+	t.Setenv("AWS_ACCESS_KEY_ID", s3test.AccessKeyID)
+	t.Setenv("AWS_SECRET_ACCESS_KEY", s3test.SecretAccessKey)
+	queue := s3test.NewQueue(t)
+	r := newRig(t, "s3", testAutomation)
+	record := r.store.record
+	record.Subscription, record.Bucket = queue.URL, "drop"
+	put(t, r.bus, topology.Connectors, testConnector, record)
+	const n = 50
+	for i := range n {
+		queue.Send(fmt.Sprintf(`{"Records":[{"eventName":"ObjectCreated:Put","eventTime":"2026-03-01T08:12:44Z","s3":{
+			"bucket":{"name":"drop"},"object":{"key":"in/%d+%%C3%%BC.mp4","size":9,"eTag":"d41d8cd98f00b204e9800998ecf8427e"}}}]}`, i))
+	}
+	queue.Send(`{"Service":"Amazon S3","Event":"s3:TestEvent","Bucket":"drop"}`)
+	queue.Send(`{"Records":[{"eventName":"ObjectCreated:Put"}]}`)
+	r.start(r.follow.lead)
+	r.runNotifications()
+	eventually(t, "all arrive", func() bool { return len(r.arrivals()) == n })
+	eventually(t, "the queue is empty", func() bool { return queue.Len() == 0 })
+	eventually(t, "what is malformed is dead", func() bool { return len(r.dead()) == 1 })
+	for _, a := range r.arrivals() {
+		if a.Path == "in/7 ü.mp4" && a.Version == "d41d8cd98f00b204e9800998ecf8427e-9" {
+			return
+		}
+	}
+	t.Errorf("arrived: %+v", r.arrivals())
 }
 
 func TestTwoScannersShareTheWork(t *testing.T) {

@@ -30,6 +30,7 @@ func TestClassOf(t *testing.T) {
 		{ErrNotExist, ClassNotExist, true, false},
 		{ErrChanged, ClassChanged, true, false},
 		{ErrUnreadable, ClassUnreadable, true, false},
+		{ErrArchived, ClassArchived, true, false},
 		{ErrName, ClassName, true, false},
 		{errors.ErrUnsupported, ClassUnsupported, true, false},
 		{ErrPermission, ClassPermission, true, false},

@@ -55,7 +55,7 @@ func translate(err error) error {
 		return err
 	}
 	var response *smithyhttp.ResponseError
-	if errors.As(err, &response) && response.Response != nil {
+	if errors.As(err, &response) && response.Response != nil && response.HTTPStatusCode() != 0 { // 0: there is no answer
 		return newAnswerError(response.Response.Response, err)
 	}
 	var request *url.Error
