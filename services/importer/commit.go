@@ -132,10 +132,15 @@ func (im *Importer) reconcile(ctx context.Context, o *outcome, err error) error 
 	if rerr != nil {
 		return rerr
 	}
-	if len(found) == 1 && found[0].Job == o.medium.Job && found[0].State == o.medium.State {
+	if says(found, *o.medium) {
 		return nil
 	}
 	return bus.RetryAfter(0, errors.Join(errOtherFirst, err))
+}
+
+// says reports whether the ledger says what m says, whoever wrote it.
+func says(found []store.Entry, m event.Medium) bool {
+	return len(found) == 1 && found[0].Job == m.Job && found[0].State == m.State
 }
 
 func (im *Importer) commitFiles(ctx context.Context, group []*outcome) []*outcome {

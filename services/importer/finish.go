@@ -27,19 +27,9 @@ func (t *tracker) end(ctx context.Context, rec store.Job, p store.Progress, asOf
 		return err
 	}
 	rec, _, err := t.reg.Modify(ctx, rec.ID, func(j *store.Job) error {
-		if j.Status != store.JobImporting {
+		if !ended(j, p, asOf, time.Now().UTC()) {
 			return store.ErrUnchanged // cancelled at the last moment
 		}
-		p.Total = j.Progress.Total
-		p.Current = ""
-		j.Progress, j.AsOf = p, asOf
-		j.Status = outcomeOf(p)
-		if j.Status == store.JobFailed {
-			j.Error = fmt.Sprintf("all %d files failed; see failed_files", p.Failed)
-		}
-		j.Report = ReportName(j.ID)
-		j.EndedAt = time.Now().UTC()
-		j.Cursor = ""
 		return nil
 	})
 	if err != nil {

@@ -66,7 +66,7 @@ func (r *Runs) Create(ctx context.Context, req Request) (store.Run, error) {
 	switch {
 	case err != nil && !errors.Is(err, store.ErrNotFound):
 		return asked, err
-	case err == nil && (asked.Media != "" || asked.Status.Terminal()):
+	case err == nil && made(asked):
 		return asked, nil
 	}
 	// Read before the run can be known to anybody, hence before anything can be reported about it.
@@ -96,16 +96,19 @@ func (r *Runs) Create(ctx context.Context, req Request) (store.Run, error) {
 		switch {
 		case v.ID == "":
 			return fmt.Errorf("run %s: %w", run.ID, ErrDeleted)
-		case v.Media != "" || v.Status.Terminal():
+		case made(*v):
 			return store.ErrUnchanged
 		}
-		made := run
-		made.CreatedAt, made.ReportsFrom = v.CreatedAt, min(v.ReportsFrom, run.ReportsFrom)
-		*v = made
+		listed := run
+		listed.CreatedAt, listed.ReportsFrom = v.CreatedAt, min(v.ReportsFrom, run.ReportsFrom)
+		*v = listed
 		return nil
 	})
 	return stored, err
 }
+
+// made reports whether a run on record has its list of media, or has ended without.
+func made(run store.Run) bool { return run.Media != "" || run.Status.Terminal() }
 
 func mediaDocument(run string) string { return "runs/" + run + ".media.jsonl" }
 

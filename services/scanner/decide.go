@@ -58,6 +58,13 @@ func decide(o event.Object, k known, live bool, now time.Time) verdict {
 	return news
 }
 
+// doubtful reports whether the storage is to be asked before a verdict counts. A file can be replaced by an older one, and
+// a listing can see one that is just being written, whose version is no more by the time its page is dealt with. The
+// folder knows.
+func doubtful(v verdict, exact bool, found event.Found) bool {
+	return !exact && (v == stale || v == news && found == event.ByScan)
+}
+
 // newer reports whether a certainly is after b.
 func newer(a, b string) bool { return a != "" && b != "" && a > b }
 
