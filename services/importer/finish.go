@@ -10,6 +10,7 @@ import (
 
 	"millrace/shared/bus"
 	"millrace/shared/event"
+	"millrace/shared/failpoint"
 	"millrace/shared/store"
 	"millrace/shared/topology"
 )
@@ -24,6 +25,9 @@ func ReportName(job string) string { return "jobs/" + job + ".jsonl" }
 // end ends a job all of whose files are final.
 func (t *tracker) end(ctx context.Context, rec store.Job, p store.Progress, asOf uint64) error {
 	if err := t.report(ctx, rec.ID, rec.Progress.Total); err != nil {
+		return err
+	}
+	if err := failpoint.Here("tracker.reported"); err != nil {
 		return err
 	}
 	rec, _, err := t.reg.Modify(ctx, rec.ID, func(j *store.Job) error {
@@ -52,6 +56,9 @@ func (t *tracker) settle(ctx context.Context, rec store.Job) error {
 			return fmt.Errorf("report of job %s: %w", rec.ID, err)
 		}
 	}
+	if err := failpoint.Here("tracker.ended"); err != nil {
+		return err
+	}
 	if typ, ok := endEvent(rec); ok {
 		e, err := bus.NewEvent(typ, rec.Index, rec.ID, rec.EndedAt, jobEvent(rec))
 		if err != nil {
@@ -61,7 +68,13 @@ func (t *tracker) settle(ctx context.Context, rec store.Job) error {
 			return err
 		}
 	}
+	if err := failpoint.Here("tracker.announced"); err != nil {
+		return err
+	}
 	if err := t.purge(ctx, rec); err != nil {
+		return err
+	}
+	if err := failpoint.Here("tracker.compacted"); err != nil {
 		return err
 	}
 	_, _, err := t.reg.Modify(ctx, rec.ID, func(j *store.Job) error { j.Settled = true; return nil })

@@ -10,6 +10,7 @@ import (
 
 	"millrace/shared/bus"
 	"millrace/shared/event"
+	"millrace/shared/failpoint"
 	"millrace/shared/store"
 	"millrace/shared/topology"
 )
@@ -81,6 +82,9 @@ func (r *Runs) Create(ctx context.Context, req Request) (store.Run, error) {
 	}
 	if err := store.WriteLines(ctx, r.documents, run.Media, counting(&run, req.Media)); err != nil {
 		return store.Run{}, fmt.Errorf("media of %s: %w", run.ID, err)
+	}
+	if err := failpoint.Here("runs.listed"); err != nil {
+		return store.Run{}, err
 	}
 	if run.PromptName, err = r.promptName(ctx, run.Prompt); err != nil {
 		return store.Run{}, err
@@ -161,7 +165,13 @@ func (r *Runs) Dispatch(ctx context.Context, run store.Run) error {
 	if err != nil {
 		return err
 	}
+	if err := failpoint.Here("runs.created"); err != nil {
+		return err
+	}
 	if _, err := r.bus.Publish(ctx, msg); err != nil {
+		return err
+	}
+	if err := failpoint.Here("runs.asked"); err != nil {
 		return err
 	}
 	_, _, err = r.records.Modify(ctx, run.ID, func(v *store.Run) error {

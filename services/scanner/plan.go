@@ -14,6 +14,7 @@ import (
 	"millrace/shared/bucket"
 	"millrace/shared/bus"
 	"millrace/shared/event"
+	"millrace/shared/failpoint"
 	"millrace/shared/match"
 	"millrace/shared/store"
 	"millrace/shared/topology"
@@ -127,8 +128,14 @@ func (p *planner) endWindow(ctx context.Context, req event.JobRequested, backlog
 	if err != nil && !errors.Is(err, errStopped) {
 		return "", err
 	}
+	if err := failpoint.Here("planner.released"); err != nil {
+		return "", err
+	}
 	if perr := p.bus.Purge(ctx, topology.Arrivals, backlog, req.LastSeq); perr != nil {
 		return "", perr
+	}
+	if err := failpoint.Here("planner.purged"); err != nil {
+		return "", err
 	}
 	return done, err
 }
@@ -280,6 +287,9 @@ func (p *planner) begin(ctx context.Context, req event.JobRequested) (*plan, err
 	if err != nil {
 		return nil, err
 	}
+	if err := failpoint.Here("planner.begun"); err != nil {
+		return nil, err
+	}
 	return pl, p.bus.PublishEvent(ctx, started)
 }
 
@@ -404,10 +414,16 @@ func (pl *plan) add(ctx context.Context, pg page) error {
 	if err := pl.create(ctx, missing, byHash, tasks); err != nil {
 		return err
 	}
+	if err := failpoint.Here("planner.entered"); err != nil {
+		return err
+	}
 	if err := pl.markFresh(ctx, tasks); err != nil {
 		return err
 	}
 	if err := pl.send(ctx, tasks); err != nil {
+		return err
+	}
+	if err := failpoint.Here("planner.tasked"); err != nil {
 		return err
 	}
 	pl.total += len(missing)
