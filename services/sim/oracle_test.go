@@ -14,17 +14,17 @@ import (
 
 // oracle is what is seen from outside, and what must hold of it. It sees every write.
 type oracle struct {
-	came      map[string][]touch                // arrivals of each automation, as they were stored
-	intervals map[string][]time.Duration        // that an automation ever had
-	flushed   map[string]bool                   // the open window of an automation was to close at once
-	epochs    map[string]string                 // windows that have closed, and of which automation
+	came      map[string][]touch                 // arrivals of each automation, as they were stored
+	intervals map[string][]time.Duration         // that an automation ever had
+	flushed   map[string]bool                    // the open window of an automation was to close at once
+	epochs    map[string]string                  // windows that have closed, and of which automation
 	before    map[string][]stored[window.Record] // records as they were
-	rotten    map[string]bool                   // the broker has lost what it had acknowledged of this automation
-	paused    map[string]bool                   // a pause of the automation was answered, and no resume has begun since
-	imported  map[event.MediumID]string         // by which job
-	byJob     map[string][]string               // media that a job has imported
-	accepted  map[string][]string               // the runs that the prompt service has taken
-	told      map[string]string                 // event of each delivery
+	rotten    map[string]bool                    // the broker has lost what it had acknowledged of this automation
+	paused    map[string]bool                    // a pause of the automation was answered, and no resume has begun since
+	imported  map[event.MediumID]string          // by which job
+	byJob     map[string][]string                // media that a job has imported
+	accepted  map[string][]string                // the runs that the prompt service has taken
+	told      map[string]string                  // event of each delivery
 }
 
 type touch struct {
@@ -80,7 +80,7 @@ func (w *world) windowed(old, now stored[window.Record]) {
 	}
 	if n.Open != nil {
 		w.flushed[a] = w.flushed[a] || !n.Open.FlushedAt.IsZero()
-		_, last := w.span(a, o.ClosedSeq, n.Open.LastSeq)
+		_, last := w.span(a, n.ClosedSeq, n.Open.LastSeq)
 		if latest := last.Add(slices.Max(w.intervals[a])); n.Open.Deadline.After(latest) && n.Open.Deadline.After(w.now) {
 			w.violated("I6: the window of %s stays open until %s, although nothing came after %s", a, n.Open.Deadline, last)
 		}

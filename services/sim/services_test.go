@@ -845,11 +845,11 @@ func (w *world) send(p *proc) {
 
 // steer pauses or resumes an automation, as an admin does.
 func (w *world) steer(p *proc, a string, pause bool) {
-	if !pause {
-		delete(w.paused, a)
-	}
 	at := modify(p, w.automations, a, func(v *store.Automation) bool {
-		v.Paused, v.UpdatedAt = pause, w.now
+		if v.Paused != pause {
+			w.now = w.now.Add(1) // a clock that goes
+			v.Steer(pause, w.now)
+		}
 		return true
 	})
 	if at = w.enforce(p, at); pause && at.Paused {
@@ -861,13 +861,17 @@ func (w *world) steer(p *proc, a string, pause bool) {
 func (w *world) enforce(p *proc, at store.Automation) store.Automation {
 	for {
 		if at.Paused {
-			modify(p, w.windows, at.ID, func(r *window.Record) bool { r.Automation = at.ID; *r = window.Hold(*r); return true })
+			modify(p, w.windows, at.ID, func(r *window.Record) bool {
+				r.Automation = at.ID
+				*r = window.Steer(*r, at.Turn, window.Hold)
+				return true
+			})
 		}
 		w.reconfigured(p, at)
 		if !at.Paused {
 			modify(p, w.windows, at.ID, func(r *window.Record) bool {
 				r.Automation = at.ID
-				*r = window.Release(*r, windowConfig(at), w.now)
+				*r = window.Steer(*r, at.Turn, func(r window.Record) window.Record { return window.Release(r, windowConfig(at), w.now) })
 				return true
 			})
 		}

@@ -82,6 +82,10 @@ func check(t *testing.T, seed uint64) {
 	if wrong == "" || t.Failed() { // one is enough to look at
 		return
 	}
+	if os.Getenv("MILLRACE_SIM_SHRINK") == "no" { // for mutations, of which many are tried
+		t.Errorf("seed %d: %s", seed, wrong)
+		return
+	}
 	kind, _, _ := strings.Cut(wrong, ":")
 	live := func(draws []uint16, verbose bool) *world {
 		w := newWorld(&tape{draws: draws})

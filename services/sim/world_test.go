@@ -122,6 +122,11 @@ func newWorld(t *tape) *world {
 	w.reports, w.deliveries = newStream[event.Report](w), newStream[event.Delivery](w)
 	w.automations, w.windows = newStream[store.Automation](w), newStream[window.Record](w)
 	w.jobs, w.runRecords = newStream[store.Job](w), newStream[store.Run](w)
+	w.automations.wrote = func(_, now stored[store.Automation]) {
+		if !now.v.Paused { // whoever resumed it, and whenever that was begun
+			delete(w.paused, now.v.ID)
+		}
+	}
 	w.arrivals.wrote, w.windows.wrote, w.files.wrote = w.arrived, w.windowed, w.filed
 	w.media.wrote, w.jobs.wrote, w.runRecords.wrote = w.settled, w.jobbed, w.ran
 	w.deliveries.wrote = w.delivered
