@@ -22,12 +22,16 @@ import (
 // stall is how long a place stands still that stands still.
 const stall = "4s"
 
+// builtFailing is the folder of a millrace with failpoints, "" until a test needed one.
+var builtFailing string
+
 // failpoints builds a millrace that has them.
 var failpoints = sync.OnceValues(func() (string, error) {
-	dir, err := programs()
+	dir, err := os.MkdirTemp("", "millrace-failpoints-")
 	if err != nil {
 		return "", err
 	}
+	builtFailing = dir
 	path := filepath.Join(dir, "millrace-failpoints")
 	cmd := exec.Command("go", "build", "-tags", "failpoints", "-buildvcs=false", "-o", path, "millrace/services/millrace/cmd/millrace")
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -65,6 +69,9 @@ func places(t *testing.T) (names []string) {
 // It is run by `make crash`; among the other tests one of the places is enough to know that it works.
 func TestCrashMatrix(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("starts processes")
+	}
 	all, only := places(t), os.Getenv("MILLRACE_CRASH")
 	if len(all) < 30 {
 		t.Fatalf("only %d failpoints were found: %v", len(all), all)
@@ -94,11 +101,10 @@ func crashAt(t *testing.T, at string, killed bool) {
 	t.Helper()
 	told := newReceiver(t)
 	outbox, nats := t.TempDir(), freeAddr(t)
-	up := newUp(t, "--allow-dir", outbox, "--allow-endpoint", "127.0.0.0/8", "--executor", "exec="+countBytes,
-		"--workers", "2", "--nats-listen", nats)
 	path, err := failpoints()
 	must(t, err)
-	up.path = path
+	up := newUpOf(t, path, "--allow-dir", outbox, "--allow-endpoint", "127.0.0.0/8", "--executor", "exec="+countBytes,
+		"--workers", "2", "--nats-listen", nats)
 	up.start()
 	up.waitReady(up.url)
 	p := wire(t, up.api, up.inbox)

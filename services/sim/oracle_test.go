@@ -24,6 +24,7 @@ type oracle struct {
 	imported  map[event.MediumID]string          // by which job
 	byJob     map[string][]string                // media that a job has imported
 	accepted  map[string][]string                // the runs that the prompt service has taken
+	newest    map[string]string                  // order of the newest version that a path ever had, by connector and path
 	told      map[string]string                  // event of each delivery
 }
 
@@ -36,7 +37,7 @@ func newOracle() oracle {
 	return oracle{
 		came: map[string][]touch{}, intervals: map[string][]time.Duration{}, flushed: map[string]bool{}, epochs: map[string]string{},
 		before: map[string][]stored[window.Record]{}, rotten: map[string]bool{}, paused: map[string]bool{},
-		imported: map[event.MediumID]string{}, byJob: map[string][]string{}, accepted: map[string][]string{}, told: map[string]string{},
+		imported: map[event.MediumID]string{}, byJob: map[string][]string{}, accepted: map[string][]string{}, told: map[string]string{}, newest: map[string]string{},
 	}
 }
 
@@ -213,8 +214,8 @@ func (w *world) accept(run string, media []string) {
 // acknowledged sees that the scanner is done with a notification: what it was about must be kept somewhere (I8).
 func (w *world) acknowledged(n notification) {
 	o, there := w.buckets[n.connector][n.Path]
-	if n.Op != event.Created || !there || o.Version != n.Version {
-		return
+	if n.Op != event.Created || !there || o.Version != n.Version || o.Order < w.newest[n.connector+n.Path] {
+		return // of an older file over a newer one the notification is no proof; the next listing is
 	}
 	for _, a := range wiring {
 		if id := event.AutomationOfIndex(a.index); a.connector == n.connector && !w.rotten[id] && !w.kept(a, o) {

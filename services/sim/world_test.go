@@ -269,6 +269,7 @@ func (w *world) upload(connector, at string, n int, early bool) {
 		return
 	}
 	w.buckets[connector][at] = o
+	w.newest[connector+at] = max(w.newest[connector+at], o.Order)
 	w.bytes[connector+at+o.Version] = content
 	w.logf("put %s %s %q", connector, at, o.Version)
 	w.notify(notification{connector, event.Notification{
