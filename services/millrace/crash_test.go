@@ -123,8 +123,10 @@ func crashAt(t *testing.T, at string, killed bool) {
 	up.start()
 	up.env = nil
 	up.waitReady(up.url)
+	revived := false
 	revive := func() {
-		if killed && up.ended() != nil {
+		if killed && !revived && up.ended() != nil {
+			revived = true
 			up.cmd = nil
 			up.start()
 			up.waitReady(up.url)
@@ -149,7 +151,7 @@ func crashAt(t *testing.T, at string, killed bool) {
 		_, err := os.Stat(hit)
 		return err
 	})
-	if killed {
+	if killed && !revived {
 		<-up.exited
 		revive()
 	}
