@@ -21,7 +21,7 @@ RACE := $(if $(shell command -v $$(go env CC) 2>/dev/null),-race)
 TOOLS := cd schemas && GOWORK=off
 
 .DEFAULT_GOAL := help
-.PHONY: help build test lint bench run demo schemas clean
+.PHONY: help build test sim mutations crash lint bench run demo schemas clean
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,17 @@ build: ## bin/millrace and one binary per service
 
 test: ## all tests, with the race detector
 	go test $(RACE) -timeout 10m $(PACKAGES)
+
+# SEED=N is one history alone, shrunk when it fails; SEEDS=N is how many otherwise.
+sim: SEEDS = 10000
+sim: ## 10,000 histories of the pure core (SEED=n: one, SEEDS=n: so many)
+	MILLRACE_SIM_SEEDS=$(SEEDS) MILLRACE_SIM_SEED=$(SEED) go test -count 1 -timeout 30m ./services/sim -run 'TestSimulation|TestSeedsThatFailed'
+
+mutations: ## break one rule at a time, and see that a test goes red
+	MILLRACE_MUTATIONS=1 go test -count 1 -timeout 30m -v ./services/sim -run TestMutations
+
+crash: ## the crash matrix: each failpoint, killed, failing and stalled (AT=name: one of them)
+	MILLRACE_CRASH=$(or $(AT),all) go test -count 1 -timeout 30m ./services/millrace -run TestCrashMatrix
 
 lint: ## go vet and golangci-lint (the first run builds it)
 	go vet $(PACKAGES)

@@ -13,6 +13,7 @@ import (
 
 	"millrace/shared/bus"
 	"millrace/shared/event"
+	"millrace/shared/failpoint"
 	"millrace/shared/store"
 	"millrace/shared/window"
 )
@@ -119,7 +120,8 @@ func (a *Admin) setPaused(ctx context.Context, index string, paused bool) (*body
 		case at.Paused == paused:
 			return store.ErrUnchanged
 		}
-		at.Paused, at.UpdatedAt = paused, now
+		at.Steer(paused, now)
+		at.UpdatedAt = now
 		return nil
 	})
 	if err != nil {
@@ -143,7 +145,10 @@ func (a *Admin) putAutomation(ctx context.Context, in *putAutomation) (*body[imp
 	at, _, err := a.automations.Modify(ctx, wanted.ID, func(at *store.Automation) error {
 		rescan = wanted.Enabled && (!at.Enabled || !sameSelection(*at, wanted))
 		next := wanted
-		next.CreatedAt, next.Rev = cmp.Or(at.CreatedAt, wanted.UpdatedAt), at.Rev
+		next.CreatedAt, next.Rev, next.Turn = cmp.Or(at.CreatedAt, wanted.UpdatedAt), at.Rev, at.Turn
+		if at.Paused != wanted.Paused {
+			next.Steer(wanted.Paused, wanted.UpdatedAt)
+		}
 		if !sameWindow(*at, wanted) {
 			next.Rev++
 		}
@@ -154,6 +159,9 @@ func (a *Admin) putAutomation(ctx context.Context, in *putAutomation) (*body[imp
 		return nil
 	})
 	if err != nil {
+		return nil, err
+	}
+	if err := failpoint.Here("admin.configured"); err != nil {
 		return nil, err
 	}
 	if at, err = a.enforce(ctx, at); err != nil {
@@ -228,7 +236,7 @@ func (a *Admin) enforce(ctx context.Context, at store.Automation) (store.Automat
 		cfg := window.Config{Interval: at.Interval(), Rev: at.Rev}
 		var err error
 		if at.Paused {
-			err = a.windows.Hold(ctx, at.ID)
+			err = a.windows.Hold(ctx, at.ID, at.Turn)
 		}
 		if err == nil && at.Enabled {
 			err = a.windows.Reconfigure(ctx, at.ID, cfg)
@@ -236,7 +244,7 @@ func (a *Admin) enforce(ctx context.Context, at store.Automation) (store.Automat
 			err = a.windows.Drop(ctx, at.ID)
 		}
 		if err == nil && !at.Paused {
-			err = a.windows.Release(ctx, at.ID, cfg)
+			err = a.windows.Release(ctx, at.ID, cfg, at.Turn)
 		}
 		if err != nil {
 			return at, fmt.Errorf("apply the configuration of %s to its window: %w", at.ID, err)

@@ -15,6 +15,7 @@ import (
 
 	"millrace/shared/bus"
 	"millrace/shared/event"
+	"millrace/shared/failpoint"
 	"millrace/shared/service"
 	"millrace/shared/store"
 	"millrace/shared/topology"
@@ -170,7 +171,13 @@ func (d *Debouncer) merge(ctx context.Context, id string, arrivals []window.Arri
 	if a == nil || !a.Enabled {
 		return nil // switched off after the arrival was recorded: enabling scans
 	}
-	return d.windows.Merge(ctx, id, arrivals, d.config(a))
+	if err := failpoint.Here("debouncer.delivered"); err != nil {
+		return err
+	}
+	if err := d.windows.Merge(ctx, id, arrivals, d.config(a)); err != nil {
+		return err
+	}
+	return failpoint.Here("debouncer.merged")
 }
 
 // config is what an automation says about its windows.

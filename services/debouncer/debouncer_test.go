@@ -168,7 +168,7 @@ func TestHeldWindowWaitsForRelease(t *testing.T) {
 	e := servicetest.Env(t)
 	d, _ := start(t, e, Config{SweepInterval: time.Second})
 	a := automation(t, e, store.Automation{Enabled: true, Paused: true, Debounce: "1s"})
-	if err := d.windows.Hold(t.Context(), a.ID); err != nil {
+	if err := d.windows.Hold(t.Context(), a.ID, 1); err != nil {
 		t.Fatal(err)
 	}
 	arrive(t, e, a, 3)
@@ -181,7 +181,7 @@ func TestHeldWindowWaitsForRelease(t *testing.T) {
 	if n := len(requests(t, e)); n != 0 {
 		t.Fatalf("%d jobs requested while held", n)
 	}
-	if err := d.windows.Release(t.Context(), a.ID, d.config(&a)); err != nil {
+	if err := d.windows.Release(t.Context(), a.ID, d.config(&a), 2); err != nil {
 		t.Fatal(err)
 	}
 	if req := wantRequests(t, e, 1)[0]; req.LastSeq != 3 {

@@ -13,6 +13,7 @@ import (
 	"millrace/shared/bus"
 	"millrace/shared/connector"
 	"millrace/shared/event"
+	"millrace/shared/failpoint"
 	"millrace/shared/store"
 )
 
@@ -32,8 +33,15 @@ func (e *Exporter) carryOut(ctx context.Context, d *bus.Delivery) error {
 	if !x.Status.Terminal() {
 		started := time.Now()
 		limited, cancel := context.WithTimeout(ctx, e.cfg.Timeout)
-		made, cause := e.make(limited, x)
+		cause := failpoint.Here("exporter.begun")
+		var made file
+		if cause == nil {
+			made, cause = e.make(limited, x)
+		}
 		cancel()
+		if cause == nil {
+			cause = failpoint.Here("exporter.written")
+		}
 		if ctx.Err() != nil && cause != nil {
 			return errors.Join(ctx.Err(), e.giveBack(context.WithoutCancel(ctx), x))
 		}
@@ -44,6 +52,9 @@ func (e *Exporter) carryOut(ctx context.Context, d *bus.Delivery) error {
 			return err
 		}
 		e.metrics.took.Observe(time.Since(started).Seconds())
+	}
+	if err := failpoint.Here("exporter.ended"); err != nil {
+		return err
 	}
 	return e.settle(ctx, x)
 }
@@ -169,6 +180,9 @@ func (e *Exporter) settle(ctx context.Context, x store.Export) error {
 		return err
 	}
 	if err := e.env.Bus.PublishEvent(ctx, ev); err != nil {
+		return err
+	}
+	if err := failpoint.Here("exporter.announced"); err != nil {
 		return err
 	}
 	_, _, err = e.exports.records.Modify(ctx, x.ID, func(x *store.Export) error {

@@ -11,6 +11,7 @@ import (
 
 	"millrace/shared/bus"
 	"millrace/shared/event"
+	"millrace/shared/failpoint"
 	"millrace/shared/store"
 )
 
@@ -45,10 +46,10 @@ func (im *Importer) commitLoop(ctx context.Context) {
 // tasks: bytes durable, ledger, file states, events, ack.
 func (im *Importer) commit(ctx context.Context, group []*outcome) {
 	start := time.Now()
-	group = im.commitBytes(ctx, group)
-	group = im.commitLedger(ctx, group)
-	group = im.commitFiles(ctx, group)
-	group = im.commitEvents(ctx, group)
+	group = crash(ctx, im.commitBytes(ctx, group), "importer.durable")
+	group = crash(ctx, im.commitLedger(ctx, group), "importer.settled")
+	group = crash(ctx, im.commitFiles(ctx, group), "importer.filed")
+	group = crash(ctx, im.commitEvents(ctx, group), "importer.told")
 	for _, o := range group {
 		im.metrics.count(o.file)
 		o.d.Settle(ctx, nil)
@@ -67,6 +68,15 @@ func keep(ctx context.Context, group []*outcome, errs []error) []*outcome {
 		kept = append(kept, o)
 	}
 	return kept
+}
+
+// crash is where a crash has to be harmless.
+func crash(ctx context.Context, group []*outcome, name string) []*outcome {
+	errs := make([]error, len(group))
+	for i := range group {
+		errs[i] = failpoint.Here(name)
+	}
+	return keep(ctx, group, errs)
 }
 
 // commitBytes makes the library's side durable.
@@ -132,10 +142,15 @@ func (im *Importer) reconcile(ctx context.Context, o *outcome, err error) error 
 	if rerr != nil {
 		return rerr
 	}
-	if len(found) == 1 && found[0].Job == o.medium.Job && found[0].State == o.medium.State {
+	if says(found, *o.medium) {
 		return nil
 	}
 	return bus.RetryAfter(0, errors.Join(errOtherFirst, err))
+}
+
+// says reports whether the ledger says what m says, whoever wrote it.
+func says(found []store.Entry, m event.Medium) bool {
+	return len(found) == 1 && found[0].Job == m.Job && found[0].State == m.State
 }
 
 func (im *Importer) commitFiles(ctx context.Context, group []*outcome) []*outcome {

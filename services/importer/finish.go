@@ -10,6 +10,7 @@ import (
 
 	"millrace/shared/bus"
 	"millrace/shared/event"
+	"millrace/shared/failpoint"
 	"millrace/shared/store"
 	"millrace/shared/topology"
 )
@@ -26,20 +27,13 @@ func (t *tracker) end(ctx context.Context, rec store.Job, p store.Progress, asOf
 	if err := t.report(ctx, rec.ID, rec.Progress.Total); err != nil {
 		return err
 	}
+	if err := failpoint.Here("tracker.reported"); err != nil {
+		return err
+	}
 	rec, _, err := t.reg.Modify(ctx, rec.ID, func(j *store.Job) error {
-		if j.Status != store.JobImporting {
+		if !ended(j, p, asOf, time.Now().UTC()) {
 			return store.ErrUnchanged // cancelled at the last moment
 		}
-		p.Total = j.Progress.Total
-		p.Current = ""
-		j.Progress, j.AsOf = p, asOf
-		j.Status = outcomeOf(p)
-		if j.Status == store.JobFailed {
-			j.Error = fmt.Sprintf("all %d files failed; see failed_files", p.Failed)
-		}
-		j.Report = ReportName(j.ID)
-		j.EndedAt = time.Now().UTC()
-		j.Cursor = ""
 		return nil
 	})
 	if err != nil {
@@ -62,6 +56,9 @@ func (t *tracker) settle(ctx context.Context, rec store.Job) error {
 			return fmt.Errorf("report of job %s: %w", rec.ID, err)
 		}
 	}
+	if err := failpoint.Here("tracker.ended"); err != nil {
+		return err
+	}
 	if typ, ok := endEvent(rec); ok {
 		e, err := bus.NewEvent(typ, rec.Index, rec.ID, rec.EndedAt, jobEvent(rec))
 		if err != nil {
@@ -71,7 +68,13 @@ func (t *tracker) settle(ctx context.Context, rec store.Job) error {
 			return err
 		}
 	}
+	if err := failpoint.Here("tracker.announced"); err != nil {
+		return err
+	}
 	if err := t.purge(ctx, rec); err != nil {
+		return err
+	}
+	if err := failpoint.Here("tracker.compacted"); err != nil {
 		return err
 	}
 	_, _, err := t.reg.Modify(ctx, rec.ID, func(j *store.Job) error { j.Settled = true; return nil })

@@ -1,6 +1,9 @@
 package importer
 
 import (
+	"fmt"
+	"time"
+
 	"millrace/shared/event"
 	"millrace/shared/store"
 )
@@ -70,6 +73,34 @@ func outcomeOf(p store.Progress) store.JobStatus {
 		return store.JobFailed
 	}
 	return store.JobCompleted
+}
+
+// advanced puts progress as of a sequence on record, unless the record is as far, or at its end.
+func advanced(j *store.Job, p store.Progress, asOf uint64) bool {
+	if j.Status.Terminal() || j.AsOf >= asOf {
+		return false
+	}
+	p.Total = j.Progress.Total
+	j.Progress, j.AsOf = p, asOf
+	return true
+}
+
+// ended makes j a job that has ended with p, unless it is not importing any more.
+func ended(j *store.Job, p store.Progress, asOf uint64, now time.Time) bool {
+	if j.Status != store.JobImporting {
+		return false
+	}
+	p.Total = j.Progress.Total
+	p.Current = ""
+	j.Progress, j.AsOf = p, asOf
+	j.Status = outcomeOf(p)
+	if j.Status == store.JobFailed {
+		j.Error = fmt.Sprintf("all %d files failed; see failed_files", p.Failed)
+	}
+	j.Report = ReportName(j.ID)
+	j.EndedAt = now
+	j.Cursor = ""
+	return true
 }
 
 // step is what the tracker has to do for a job.

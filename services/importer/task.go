@@ -16,6 +16,7 @@ import (
 	"millrace/shared/bus"
 	"millrace/shared/connector"
 	"millrace/shared/event"
+	"millrace/shared/failpoint"
 	"millrace/shared/media"
 	"millrace/shared/store"
 	"millrace/shared/topology"
@@ -51,6 +52,9 @@ func (im *Importer) handle(ctx context.Context, d *bus.Delivery) error {
 	defer done()
 	if file.StartedAt.IsZero() {
 		file.StartedAt = time.Now().UTC()
+	}
+	if err := failpoint.Here("importer.taken"); err != nil {
+		return err
 	}
 	w := &work{im: im, d: d, task: t, file: file, fileRev: rev}
 	o, err := w.do(ctx)
@@ -319,6 +323,9 @@ func (w *work) bringSmall(ctx context.Context, obj bucket.Object) (*outcome, err
 		if stored, err = w.im.library.Put(ctx, w.key(), bytes.NewReader(buf), want); err != nil {
 			return nil, err
 		}
+	}
+	if err := failpoint.Here("importer.copied"); err != nil {
+		return nil, err
 	}
 	return w.imported(obj, info, stored), nil
 }

@@ -247,11 +247,9 @@ func (t *tracker) do(ctx context.Context, s step, rec store.Job, p store.Progres
 // show writes progress into a job that has not ended, and announces it now and then.
 func (t *tracker) show(ctx context.Context, id string, p store.Progress, asOf uint64) error {
 	rec, _, err := t.reg.Modify(ctx, id, func(j *store.Job) error {
-		if j.Status.Terminal() || j.AsOf >= asOf {
+		if !advanced(j, p, asOf) {
 			return store.ErrUnchanged
 		}
-		p.Total = j.Progress.Total
-		j.Progress, j.AsOf = p, asOf
 		return nil
 	})
 	if err != nil || rec.Status.Terminal() {

@@ -68,8 +68,10 @@ var programs = sync.OnceValues(func() (string, error) {
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if built != "" {
-		_ = os.RemoveAll(built)
+	for _, dir := range []string{built, builtFailing} {
+		if dir != "" {
+			_ = os.RemoveAll(dir)
+		}
 	}
 	os.Exit(code)
 }
@@ -147,7 +149,12 @@ func start(t testing.TB, name string, args ...string) *process {
 
 func prepare(t testing.TB, name string, args ...string) *process {
 	t.Helper()
-	p := &process{t: t, name: name, path: program(t, name), args: args, out: filepath.Join(t.TempDir(), name+".log")}
+	return prepareFile(t, name, program(t, name), args...)
+}
+
+func prepareFile(t testing.TB, name, path string, args ...string) *process {
+	t.Helper()
+	p := &process{t: t, name: name, path: path, args: args, out: filepath.Join(t.TempDir(), name+".log")}
 	t.Cleanup(func() {
 		p.kill()
 		if t.Failed() {
@@ -286,13 +293,19 @@ type allInOne struct {
 // newUp prepares an all-in-one, not started yet. Flags given here come last.
 func newUp(t testing.TB, flags ...string) *allInOne {
 	t.Helper()
+	return newUpOf(t, program(t, "millrace"), flags...)
+}
+
+// newUpOf is newUp of another binary.
+func newUpOf(t testing.TB, path string, flags ...string) *allInOne {
+	t.Helper()
 	dir := t.TempDir()
 	addr := freeAddr(t)
 	up := &allInOne{
 		url: "http://" + addr, data: filepath.Join(dir, "data"), inbox: filepath.Join(dir, "inbox"), library: filepath.Join(dir, "library"),
 	}
 	must(t, os.Mkdir(up.inbox, 0o755))
-	up.process = prepare(t, "millrace", append([]string{
+	up.process = prepareFile(t, "millrace", path, append([]string{
 		"up", "--data", up.data, "--http", addr, "--api-key", apiKey, "--allow-dir", up.inbox, "--allow-endpoint", "127.0.0.1", "--library", up.library,
 		"--extra-debounce-intervals", "1s,2s",
 	}, flags...)...)

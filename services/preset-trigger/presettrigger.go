@@ -24,6 +24,7 @@ import (
 	"millrace/shared/bus"
 	"millrace/shared/control"
 	"millrace/shared/event"
+	"millrace/shared/failpoint"
 	"millrace/shared/service"
 	"millrace/shared/store"
 	"millrace/shared/topology"
@@ -164,7 +165,7 @@ func (p *PresetTrigger) jobEnded(ctx context.Context, e event.JobEvent, _ *contr
 		return err
 	}
 	p.metrics.jobs.WithLabelValues(string(create)).Inc()
-	return nil
+	return failpoint.Here("runs.dispatched")
 }
 
 const (

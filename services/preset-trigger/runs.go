@@ -10,6 +10,7 @@ import (
 
 	"millrace/shared/bus"
 	"millrace/shared/event"
+	"millrace/shared/failpoint"
 	"millrace/shared/store"
 	"millrace/shared/topology"
 )
@@ -66,7 +67,7 @@ func (r *Runs) Create(ctx context.Context, req Request) (store.Run, error) {
 	switch {
 	case err != nil && !errors.Is(err, store.ErrNotFound):
 		return asked, err
-	case err == nil && (asked.Media != "" || asked.Status.Terminal()):
+	case err == nil && made(asked):
 		return asked, nil
 	}
 	// Read before the run can be known to anybody, hence before anything can be reported about it.
@@ -82,6 +83,9 @@ func (r *Runs) Create(ctx context.Context, req Request) (store.Run, error) {
 	if err := store.WriteLines(ctx, r.documents, run.Media, counting(&run, req.Media)); err != nil {
 		return store.Run{}, fmt.Errorf("media of %s: %w", run.ID, err)
 	}
+	if err := failpoint.Here("runs.listed"); err != nil {
+		return store.Run{}, err
+	}
 	if run.PromptName, err = r.promptName(ctx, run.Prompt); err != nil {
 		return store.Run{}, err
 	}
@@ -96,16 +100,19 @@ func (r *Runs) Create(ctx context.Context, req Request) (store.Run, error) {
 		switch {
 		case v.ID == "":
 			return fmt.Errorf("run %s: %w", run.ID, ErrDeleted)
-		case v.Media != "" || v.Status.Terminal():
+		case made(*v):
 			return store.ErrUnchanged
 		}
-		made := run
-		made.CreatedAt, made.ReportsFrom = v.CreatedAt, min(v.ReportsFrom, run.ReportsFrom)
-		*v = made
+		listed := run
+		listed.CreatedAt, listed.ReportsFrom = v.CreatedAt, min(v.ReportsFrom, run.ReportsFrom)
+		*v = listed
 		return nil
 	})
 	return stored, err
 }
+
+// made reports whether a run on record has its list of media, or has ended without.
+func made(run store.Run) bool { return run.Media != "" || run.Status.Terminal() }
 
 func mediaDocument(run string) string { return "runs/" + run + ".media.jsonl" }
 
@@ -158,7 +165,13 @@ func (r *Runs) Dispatch(ctx context.Context, run store.Run) error {
 	if err != nil {
 		return err
 	}
+	if err := failpoint.Here("runs.created"); err != nil {
+		return err
+	}
 	if _, err := r.bus.Publish(ctx, msg); err != nil {
+		return err
+	}
+	if err := failpoint.Here("runs.asked"); err != nil {
 		return err
 	}
 	_, _, err = r.records.Modify(ctx, run.ID, func(v *store.Run) error {

@@ -15,6 +15,7 @@ import (
 
 	"millrace/shared/bus"
 	"millrace/shared/event"
+	"millrace/shared/failpoint"
 	"millrace/shared/store"
 	"millrace/shared/topology"
 )
@@ -453,10 +454,16 @@ func (s *session) write(ctx context.Context, l *liveRun) error {
 		}
 	}
 	if rec.Status.Terminal() && !rec.Settled {
+		if err := failpoint.Here("runs.ended"); err != nil {
+			return err
+		}
 		if typ, ok := endEvents[rec.Status]; ok {
 			if err := s.announce(ctx, typ, rec, rec.EndedAt); err != nil {
 				return err
 			}
+		}
+		if err := failpoint.Here("runs.announced"); err != nil {
+			return err
 		}
 		rec, _, err = s.runs.records.Modify(ctx, rec.ID, func(r *store.Run) error {
 			if r.ID == "" {

@@ -249,21 +249,16 @@ func (a *arrivals) decide(ctx context.Context, open []*asked, found event.Found,
 	now := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, completeTime)
 	defer cancel()
-	var doubtful errgroup.Group
-	doubtful.SetLimit(confirmers)
+	var doubts errgroup.Group
+	doubts.SetLimit(confirmers)
 	verdicts := make([]verdict, len(open))
 	for i, q := range open {
 		verdicts[i] = decide(q.object, q.known, false, now)
-		// A file can be replaced by an older one, and a listing can see one that is just being written, whose version is
-		// no more by the time its page is dealt with. The folder knows.
-		// And where versions have no order, as on most servers like S3, a notification that comes late must not replace
-		// what a newer one said: what it led us to counts, and not what it says.
 		unordered := found == event.ByNotification && (q.unsure || q.known.unordered(q.object))
-		doubt := verdicts[i] == stale || verdicts[i] == news && (found == event.ByScan || unordered)
-		if q.exact || !doubt {
+		if !doubtful(verdicts[i], q.exact, unordered, found) {
 			continue
 		}
-		doubtful.Go(func() error {
+		doubts.Go(func() error {
 			live, err := a.live(ctx, q)
 			switch {
 			case err != nil:
@@ -279,7 +274,7 @@ func (a *arrivals) decide(ctx context.Context, open []*asked, found event.Found,
 			return nil
 		})
 	}
-	_ = doubtful.Wait()
+	_ = doubts.Wait()
 
 	var out []*asked
 	for i, q := range open {

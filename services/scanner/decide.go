@@ -72,6 +72,14 @@ func (k known) unordered(o event.Object) bool {
 	return false
 }
 
+// doubtful reports whether the storage is to be asked before a verdict counts. A file can be replaced by an older one, and
+// a listing can see one that is just being written, whose version is no more by the time its page is dealt with. The
+// folder knows. And where versions have no order, as on most servers like S3, a notification that comes late must not
+// replace what a newer one said: what it led us to counts, and not what it says.
+func doubtful(v verdict, exact, unordered bool, found event.Found) bool {
+	return !exact && (v == stale || v == news && (found == event.ByScan || unordered))
+}
+
 // newer reports whether a certainly is after b.
 func newer(a, b string) bool { return a != "" && b != "" && a > b }
 

@@ -11,6 +11,7 @@ import (
 	"millrace/shared/bucket"
 	"millrace/shared/bus"
 	"millrace/shared/event"
+	"millrace/shared/failpoint"
 	"millrace/shared/store"
 )
 
@@ -225,6 +226,12 @@ func (n *notifications) apply(ctx context.Context, changes []*change, notices []
 		}
 	}
 	kept := n.arrivals.withdraw(ctx, deleted)
+	if err := failpoint.Here("scanner.withdrawn"); err != nil {
+		for _, ch := range changes {
+			fail(ch, err)
+		}
+		return
+	}
 	var created []*change
 	var candidates []candidate
 	for _, ch := range changes {
@@ -237,6 +244,9 @@ func (n *notifications) apply(ctx context.Context, changes []*change, notices []
 		}
 	}
 	for i, answer := range n.arrivals.arrive(ctx, candidates, event.ByNotification) {
+		if answer.err == nil && answer.verdict == news {
+			answer.err = failpoint.Here("scanner.arrived")
+		}
 		if answer.err != nil {
 			fail(created[i], answer.err)
 		}

@@ -14,6 +14,7 @@ import (
 	"millrace/shared/bucket"
 	"millrace/shared/bus"
 	"millrace/shared/event"
+	"millrace/shared/failpoint"
 	"millrace/shared/match"
 	"millrace/shared/store"
 	"millrace/shared/topology"
@@ -92,7 +93,7 @@ func (p *planner) window(ctx context.Context, req event.JobRequested) (string, e
 	backlog := p.bus.Subject("arrival", req.Automation, "*")
 	job, _, err := p.jobs.Get(ctx, req.Job)
 	switch {
-	case err == nil && (job.Status.Terminal() || job.Status == store.JobImporting):
+	case err == nil && phaseOf(&job) == planned:
 		return stopped, p.bus.Purge(ctx, topology.Arrivals, backlog, req.LastSeq)
 	case err != nil && !errors.Is(err, store.ErrNotFound):
 		return "", err
@@ -127,8 +128,14 @@ func (p *planner) endWindow(ctx context.Context, req event.JobRequested, backlog
 	if err != nil && !errors.Is(err, errStopped) {
 		return "", err
 	}
+	if err := failpoint.Here("planner.released"); err != nil {
+		return "", err
+	}
 	if perr := p.bus.Purge(ctx, topology.Arrivals, backlog, req.LastSeq); perr != nil {
 		return "", perr
+	}
+	if err := failpoint.Here("planner.purged"); err != nil {
+		return "", err
 	}
 	return done, err
 }
@@ -219,27 +226,55 @@ func lasting(connector string, err error) error {
 	return err
 }
 
+// phase is how far the planning of a job got.
+type phase int
+
+const (
+	unplanned phase = iota
+	beingDone       // entries may be there, and tasks
+	planned         // all entries have their tasks, or the job has ended
+)
+
+// phaseOf says how far the planning of a job got; nil: it is not on record.
+func phaseOf(j *store.Job) phase {
+	switch {
+	case j == nil || j.ID == "" || j.Status == store.JobPending:
+		return unplanned
+	case j.Status == store.JobScanning:
+		return beingDone
+	}
+	return planned
+}
+
+// takeUp makes j a job that is being planned, unless it is or was already, and returns how far it had got.
+func takeUp(j *store.Job, req event.JobRequested, now time.Time) phase {
+	was := phaseOf(j)
+	if was != unplanned {
+		return was
+	}
+	if j.ID == "" {
+		*j = newJob(req, now)
+	}
+	j.Status, j.StartedAt = store.JobScanning, now
+	return was
+}
+
 // begin puts the job on record as being planned, or finds where it stands.
 func (p *planner) begin(ctx context.Context, req event.JobRequested) (*plan, error) {
-	var over, resumed bool
+	var was phase
 	job, _, err := p.jobs.Modify(ctx, req.Job, func(j *store.Job) error {
-		over, resumed = j.Status.Terminal() || j.Status == store.JobImporting, j.Status == store.JobScanning
-		if over || resumed {
+		if was = takeUp(j, req, time.Now().UTC()); was != unplanned {
 			return store.ErrUnchanged
 		}
-		now := time.Now().UTC()
-		if j.ID == "" {
-			*j = newJob(req, now)
-		}
-		j.Status, j.StartedAt = store.JobScanning, now
 		return nil
 	})
 	switch {
 	case err != nil:
 		return nil, err
-	case over:
+	case was == planned:
 		return nil, errStopped
 	}
+	resumed := was == beingDone
 	pl := &plan{planner: p, req: req, cursor: job.Cursor, total: job.Progress.Total, shared: resumed}
 	if resumed {
 		if err := pl.resume(ctx); err != nil {
@@ -250,6 +285,9 @@ func (p *planner) begin(ctx context.Context, req event.JobRequested) (*plan, err
 		Job: job.ID, Index: job.Index, Connector: job.Connector, Automation: job.Automation, Status: string(job.Status),
 	})
 	if err != nil {
+		return nil, err
+	}
+	if err := failpoint.Here("planner.begun"); err != nil {
 		return nil, err
 	}
 	return pl, p.bus.PublishEvent(ctx, started)
@@ -327,12 +365,31 @@ func (pl *plan) resume(ctx context.Context) error {
 		if err := json.Unmarshal(m.Data, &f); err != nil {
 			return fmt.Errorf("decode file entry %s: %w", m.Subject, err)
 		}
-		if f.Path > pl.cursor { // the tasks of the others are written
-			o := event.Object{Path: f.Path, Version: f.Version, Size: f.Size}
-			pl.had[event.ObjectHash(f.Connector, f.Path)] = leftover{file{connector: f.Connector, Object: o}, f.State == event.Queued}
-		}
+		pl.left(f)
 	}
 	return nil
+}
+
+// left takes note of an entry that was there.
+func (pl *plan) left(f event.File) {
+	if f.Path > pl.cursor { // the tasks of the others are written
+		o := event.Object{Path: f.Path, Version: f.Version, Size: f.Size}
+		pl.had[event.ObjectHash(f.Connector, f.Path)] = leftover{file{connector: f.Connector, Object: o}, f.State == event.Queued}
+	}
+}
+
+// sort parts files into those that need an entry, and a task behind it, and those whose entry may be without its task.
+func (pl *plan) sort(files []file) (entry, queued []file) {
+	for _, f := range files {
+		hash := event.ObjectHash(f.connector, f.Path)
+		if old, ok := pl.had[hash]; !ok {
+			entry = append(entry, f)
+		} else if old.queued {
+			queued = append(queued, f)
+			delete(pl.had, hash)
+		}
+	}
+	return entry, queued
 }
 
 // add plans a page: first the entries that are missing, then the tasks.
@@ -343,25 +400,30 @@ func (pl *plan) add(ctx context.Context, pg page) error {
 		}
 	}
 	tasks := make(map[string]task, len(pg.files))
+	entry, queued := pl.sort(pg.files)
+	for _, f := range queued {
+		tasks[event.ObjectHash(f.connector, f.Path)] = task{file: f}
+	}
 	var missing []string
-	byHash := make(map[string]file, len(pg.files))
-	for _, f := range pg.files {
+	byHash := make(map[string]file, len(entry))
+	for _, f := range entry {
 		hash := event.ObjectHash(f.connector, f.Path)
 		byHash[hash] = f
-		if old, ok := pl.had[hash]; !ok {
-			missing = append(missing, hash)
-		} else if old.queued {
-			tasks[hash] = task{file: f}
-			delete(pl.had, hash)
-		}
+		missing = append(missing, hash)
 	}
 	if err := pl.create(ctx, missing, byHash, tasks); err != nil {
+		return err
+	}
+	if err := failpoint.Here("planner.entered"); err != nil {
 		return err
 	}
 	if err := pl.markFresh(ctx, tasks); err != nil {
 		return err
 	}
 	if err := pl.send(ctx, tasks); err != nil {
+		return err
+	}
+	if err := failpoint.Here("planner.tasked"); err != nil {
 		return err
 	}
 	pl.total += len(missing)
@@ -486,7 +548,13 @@ func (pl *plan) write(ctx context.Context, msgs []bus.Message) ([]uint64, []erro
 
 // checkpoint puts on record what is written, unless the job has ended meanwhile.
 func (pl *plan) checkpoint(ctx context.Context) error {
-	return pl.record(ctx, func(j *store.Job) { j.Cursor = pl.written })
+	return pl.record(ctx, func(j *store.Job) bool {
+		if j.Status != store.JobScanning {
+			return false
+		}
+		j.Progress.Total, j.Cursor = max(j.Progress.Total, pl.total), pl.written
+		return true
+	})
 }
 
 // finish sends the tasks that an interrupted planning left out and that this one did not meet, and lets the importer
@@ -511,22 +579,28 @@ func (pl *plan) finish(ctx context.Context) error {
 		}
 		pl.total = len(seen)
 	}
-	return pl.record(ctx, func(j *store.Job) {
-		j.Status, j.Cursor, j.Progress.Total = store.JobImporting, "", pl.total
-	})
+	return pl.record(ctx, func(j *store.Job) bool { return release(j, pl.total) })
 }
 
-func (pl *plan) record(ctx context.Context, change func(*store.Job)) error {
-	var over bool
+// release lets the importer have a job of total files. It returns false when the job has left planning already.
+func release(j *store.Job, total int) bool {
+	if j.Status != store.JobScanning {
+		return false
+	}
+	j.Status, j.Cursor, j.Progress.Total = store.JobImporting, "", total
+	return true
+}
+
+// record changes the record of the job. It fails with errStopped when change finds that the job is not planned any more.
+func (pl *plan) record(ctx context.Context, change func(*store.Job) bool) error {
+	var ok bool
 	_, _, err := pl.jobs.Modify(ctx, pl.req.Job, func(j *store.Job) error {
-		if over = j.Status != store.JobScanning; over {
+		if ok = change(j); !ok {
 			return store.ErrUnchanged
 		}
-		j.Progress.Total = max(j.Progress.Total, pl.total)
-		change(j)
 		return nil
 	})
-	if err == nil && over {
+	if err == nil && !ok {
 		return errStopped
 	}
 	return err

@@ -14,6 +14,7 @@ import (
 
 	"millrace/shared/bus"
 	"millrace/shared/event"
+	"millrace/shared/failpoint"
 	"millrace/shared/store"
 )
 
@@ -153,8 +154,14 @@ func (s *scans) scan(ctx context.Context, a *automation, rec store.Scan, due, ca
 
 	now := time.Now().UTC()
 	next := timer{epoch: newEpoch(), next: now.Add(s.cfg.pause(rec, t.notified, t.failure != nil, rand.Float64()))}
+	if err := failpoint.Here("scan.listed"); err != nil {
+		return err
+	}
 	if due {
 		if err := s.arm(ctx, a.ID, next); err != nil {
+			return err
+		}
+		if err := failpoint.Here("scan.armed"); err != nil {
 			return err
 		}
 	}

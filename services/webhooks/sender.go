@@ -12,6 +12,7 @@ import (
 
 	"millrace/shared/bus"
 	"millrace/shared/event"
+	"millrace/shared/failpoint"
 	"millrace/shared/service"
 	"millrace/shared/store"
 	"millrace/shared/webhook"
@@ -123,6 +124,9 @@ func (s *sender) attempt(running context.Context, it *item, fresh *event.Deliver
 		return r
 	}
 	a, err := s.post(ctx, d, w)
+	if err == nil {
+		err = failpoint.Here("webhooks.posted")
+	}
 	if err != nil {
 		return unsure(err)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"millrace/shared/bus"
 	"millrace/shared/event"
+	"millrace/shared/failpoint"
 	"millrace/shared/store"
 	"millrace/shared/webhook"
 )
@@ -68,7 +69,7 @@ func (s *Webhooks) tellOf(ctx context.Context, m *bus.Delivery, hooks []*store.W
 		return err
 	}
 	s.metrics.queued.Add(float64(len(ds)))
-	return nil
+	return failpoint.Here("webhooks.queued")
 }
 
 // data is what receivers are told of an event (contract §16.4): its ids, and what a look at the thing would show first,

@@ -97,8 +97,15 @@ type Automation struct {
 	Preset          json.RawMessage `json:"prompt_preset"`     // null: import only
 	IncludeExisting bool            `json:"include_existing"`
 	Rev             int             `json:"rev"` // counts configurations
-	CreatedAt       time.Time       `json:"created_at"`
-	UpdatedAt       time.Time       `json:"updated_at"`
+	// Turn grows with each pause and resume, and tells the window which of two is the later.
+	Turn      int64     `json:"turn,omitempty"`
+	CreatedAt time.Time `json:"created_at"`
+	UpdatedAt time.Time `json:"updated_at"`
+}
+
+// Steer pauses or resumes the automation at now.
+func (a *Automation) Steer(paused bool, now time.Time) {
+	a.Paused, a.Turn = paused, max(a.Turn+1, now.UnixNano())
 }
 
 // Interval is the debounce interval; "1d" is a day.

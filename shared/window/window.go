@@ -36,6 +36,8 @@ type Record struct {
 	LastClosed time.Time `json:"last_closed_at,omitzero"`
 	// ClosedSeq: arrivals up to here belong to windows that have closed, and are their jobs' to purge.
 	ClosedSeq uint64 `json:"closed_seq,omitempty"`
+	// Turn is the pause or resume that the record followed last; see Steer.
+	Turn int64 `json:"turn,omitempty"`
 	// LastRequest is the request that last flushed, extended or dropped a window here; see commands.go.
 	LastRequest string `json:"last_request,omitempty"`
 }
@@ -177,6 +179,16 @@ func Release(r Record, cfg Config, now time.Time) Record {
 	}
 	r.Open = &o
 	return r
+}
+
+// Steer applies a pause or resume to the record, unless it has followed a later one: whoever was held up between the
+// automation's record and this one must not undo what was answered meanwhile.
+func Steer(r Record, turn int64, change func(Record) Record) Record {
+	if turn < r.Turn {
+		return r
+	}
+	r.Turn = turn
+	return change(r)
 }
 
 // Reconfigure judges an open window anew under cfg.

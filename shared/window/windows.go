@@ -10,6 +10,7 @@ import (
 
 	"millrace/shared/bus"
 	"millrace/shared/event"
+	"millrace/shared/failpoint"
 	"millrace/shared/store"
 	"millrace/shared/topology"
 )
@@ -99,7 +100,9 @@ func (w *Windows) Close(ctx context.Context, due []DueWindow) []error {
 		}
 	}
 	update(func(r Record, req event.JobRequested) Record { return StartClosing(r, req, now) })
+	crash(errs, "window.closing")
 	w.request(ctx, records, errs)
+	crash(errs, "window.requested")
 	requested := standing(errs)
 	update(func(r Record, _ event.JobRequested) Record { return EndClosing(r, r.Closing.Epoch) })
 	for _, i := range requested {
@@ -113,6 +116,13 @@ func (w *Windows) Close(ctx context.Context, due []DueWindow) []error {
 		}
 	}
 	return errs
+}
+
+// crash is where a crash has to be harmless.
+func crash(errs []error, name string) {
+	for _, i := range standing(errs) {
+		errs[i] = failpoint.Here(name)
+	}
 }
 
 // standing is the places that have no error.
@@ -169,14 +179,17 @@ func (w *Windows) change(ctx context.Context, automation string, f func(Record) 
 	return err
 }
 
-// Hold keeps the automation's windows from closing. When it returned nil, none will close before Release.
-func (w *Windows) Hold(ctx context.Context, automation string) error {
-	return w.change(ctx, automation, Hold)
+// Hold keeps the automation's windows from closing. When it returned nil, none will close before a Release with a later
+// turn (store.Automation).
+func (w *Windows) Hold(ctx context.Context, automation string, turn int64) error {
+	return w.change(ctx, automation, func(r Record) Record { return Steer(r, turn, Hold) })
 }
 
 // Release lets windows close again.
-func (w *Windows) Release(ctx context.Context, automation string, cfg Config) error {
-	return w.change(ctx, automation, func(r Record) Record { return Release(r, cfg, time.Now()) })
+func (w *Windows) Release(ctx context.Context, automation string, cfg Config, turn int64) error {
+	return w.change(ctx, automation, func(r Record) Record {
+		return Steer(r, turn, func(r Record) Record { return Release(r, cfg, time.Now()) })
+	})
 }
 
 // Reconfigure applies a changed configuration to an open window.

@@ -294,7 +294,7 @@ func TestHoldAndRelease(t *testing.T) {
 	ctx := t.Context()
 	must(t, h.Merge(ctx, auto, []window.Arrival{{Seq: 1, Stored: time.Now().Add(-2 * time.Hour)}}, hour))
 	seen := h.dueWindow(t)
-	must(t, h.Hold(ctx, auto))
+	must(t, h.Hold(ctx, auto, 1))
 	if err := h.Close(ctx, []window.DueWindow{seen})[0]; !errors.Is(err, bus.ErrConflict) || len(h.jobs(t)) != 0 {
 		t.Errorf("held, yet it closed: %v", err)
 	}
@@ -302,9 +302,17 @@ func TestHoldAndRelease(t *testing.T) {
 	if r := h.record(t); r.Open.LastSeq != 2 || r.Open.Count != 2 || window.Due(r, time.Now()) {
 		t.Errorf("held: %+v", r.Open)
 	}
-	must(t, h.Release(ctx, auto, hour))
+	must(t, h.Release(ctx, auto, hour, 0)) // of a resume before the pause, which was held up
+	if r := h.record(t); window.Due(r, time.Now()) {
+		t.Errorf("released by what was before: %+v", r.Open)
+	}
+	must(t, h.Release(ctx, auto, hour, 2))
 	if r := h.record(t); !window.Due(r, time.Now()) {
 		t.Errorf("released: %+v", r.Open)
+	}
+	must(t, h.Hold(ctx, auto, 1))
+	if r := h.record(t); !window.Due(r, time.Now()) {
+		t.Errorf("held by what was before: %+v", r.Open)
 	}
 	must(t, h.close(t))
 	if len(h.jobs(t)) != 1 {
@@ -313,7 +321,7 @@ func TestHoldAndRelease(t *testing.T) {
 	// What changes nothing writes nothing.
 	must(t, h.Merge(ctx, auto, []window.Arrival{{Seq: 3, Stored: time.Now()}}, hour))
 	before := h.dueWindow(t).Revision
-	must(t, h.Release(ctx, auto, hour))
+	must(t, h.Release(ctx, auto, hour, 2))
 	must(t, h.Reconfigure(ctx, auto, hour))
 	if after := h.dueWindow(t).Revision; after != before {
 		t.Errorf("revision %d after %d", after, before)
