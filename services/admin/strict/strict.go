@@ -38,16 +38,6 @@ func Check(method, path string, body []byte) error {
 	return nil
 }
 
-// Routes are the routes whose shape is known, METHOD /path/{}.
-func Routes() []string {
-	list := make([]string, 0, len(routes))
-	for r := range routes {
-		list = append(list, r)
-	}
-	slices.Sort(list)
-	return list
-}
-
 // shapeOf finds the route of a path: where a literal and a parameter both fit, the literal wins.
 func shapeOf(method, path string) (want string, ok bool) {
 	path, _, _ = strings.Cut(path, "?")
