@@ -3,6 +3,7 @@ package dir
 import (
 	"context"
 	"errors"
+	"os"
 	"time"
 
 	"millrace/shared/bucket"
@@ -18,8 +19,10 @@ type seen struct {
 // pollFolder walks the folder again and again. Both the memory of the last walk and the walk itself are in byte order
 // of the path, so comparing them is one pass over both.
 func pollFolder(ctx context.Context, src *Source, opts WatchOptions, report func(Change)) error {
-	// Whatever is there when we begin is known to whoever listed the folder after Ready.
-	known, err := pollOnce(ctx, src, nil, 0, func(Change) {})
+	// Whatever is there when we begin is known to whoever listed the folder after Ready. All walks are of one folder: what
+	// is not in another that took its place, as when a share is unmounted, was not deleted.
+	root := src.root.Load()
+	known, err := pollOnce(ctx, src, root, nil, 0, func(Change) {})
 	if err != nil {
 		return err
 	}
@@ -37,13 +40,13 @@ func pollFolder(ctx context.Context, src *Source, opts WatchOptions, report func
 		}
 		// A walk that failed part-way says nothing about what it did not reach: it is dropped whole. Changes it already
 		// reported are reported again.
-		now, err := pollOnce(ctx, src, known, opts.Interval, report)
+		now, err := pollOnce(ctx, src, root, known, opts.Interval, report)
 		switch {
 		case err == nil:
 			known = now
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case bucket.ClassOf(err) == bucket.ClassNoBucket:
+		case bucket.ClassOf(err) == bucket.ClassNoBucket, errors.Is(err, errMoved):
 			return err
 		default:
 			opts.Log.Warn("walking the folder failed; trying again", "error", err, "interval", opts.Interval)
@@ -54,13 +57,13 @@ func pollFolder(ctx context.Context, src *Source, opts WatchOptions, report func
 // pollOnce walks once and reports how what it finds differs from what was known. A changed file is reported when it is
 // the same as in the last walk, or was last written more than quiet ago.
 func pollOnce(
-	ctx context.Context, src *Source, known []seen, quiet time.Duration, report func(Change),
+	ctx context.Context, src *Source, root *os.Root, known []seen, quiet time.Duration, report func(Change),
 ) ([]seen, error) {
 	now := make([]seen, 0, len(known))
-	gone := func(s seen) {
-		report(Change{Op: Deleted, Object: bucket.Object{Path: s.path}})
-	}
-	for obj, err := range src.List(ctx, bucket.ListOptions{}) {
+	var lost []string
+	gone := func(s seen) { lost = append(lost, s.path) }
+	walk := func(yield func(bucket.Object, error) bool) { list(ctx, root, bucket.ListOptions{}, yield) }
+	for obj, err := range walk {
 		if errors.Is(err, bucket.ErrUnreadable) {
 			for len(known) > 0 && known[0].path < obj.Path {
 				gone(known[0])
@@ -94,6 +97,13 @@ func pollOnce(
 	}
 	for _, s := range known {
 		gone(s)
+	}
+	// Told only when the walk is known to have been of the folder that the path names.
+	if err := src.moved(root); err != nil {
+		return nil, err
+	}
+	for _, path := range lost {
+		report(Change{Op: Deleted, Object: bucket.Object{Path: path}})
 	}
 	return now, nil
 }

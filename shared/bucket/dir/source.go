@@ -30,27 +30,65 @@ import (
 // tempDir is where libraries write what is not whole yet. It is nobody's object.
 const tempDir = ".millrace-tmp"
 
+// Options say what cannot be seen of a folder. The zero value is fine for one on a disk of this machine.
+type Options struct {
+	// Poll says that others change the folder unheard, as on a network mount, which is also seen without it: what was
+	// written a moment ago may still be growing, and is left out of listings.
+	Poll bool
+	// Mount says that the folder is a mount point. While nothing is mounted there it counts as gone, ErrNoBucket, and
+	// not as empty.
+	Mount bool
+}
+
 // Source reads a folder.
 type Source struct {
-	path string
-	root atomic.Pointer[os.Root]
+	path   string
+	root   atomic.Pointer[os.Root]
+	mount  bool
+	remote bool
 }
 
 var _ bucket.Source = (*Source)(nil)
 
 // NewSource opens the folder at path for reading. ErrNoBucket: it is not there, or not a folder.
-func NewSource(path string) (*Source, error) {
+func NewSource(path string) (*Source, error) { return Open(path, Options{}) }
+
+// Open is NewSource for a folder of which more is known.
+func Open(path string, opts Options) (*Source, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, fmt.Errorf("open folder: %w", err)
 	}
-	root, err := openRoot(path)
+	s := &Source{path: path, mount: opts.Mount || IsMount(path), remote: opts.Poll}
+	root, err := s.open()
 	if err != nil {
 		return nil, err
 	}
-	s := &Source{path: path}
 	s.root.Store(root)
+	if kind, err := s.remoteName(); err == nil && kind != "" {
+		s.remote = true
+	}
 	return s, nil
+}
+
+// open opens the folder that the path names now.
+func (s *Source) open() (*os.Root, error) {
+	if s.mount && !isMount(s.path) {
+		return nil, fmt.Errorf("folder %q: nothing is mounted there: %w", s.path, bucket.ErrNoBucket)
+	}
+	return openRoot(s.path)
+}
+
+// IsMount reports whether another file system is mounted at path.
+func IsMount(path string) bool { return isMount(path) }
+
+// isMount is replaced by tests that cannot mount.
+var isMount = func(path string) bool {
+	var here, above unix.Stat_t
+	if unix.Stat(path, &here) != nil || unix.Stat(filepath.Dir(path), &above) != nil {
+		return false
+	}
+	return here.Dev != above.Dev
 }
 
 func openRoot(path string) (*os.Root, error) {
@@ -90,7 +128,7 @@ func (s *Source) refresh() (moved bool, err error) {
 	if errors.Is(err, os.ErrClosed) {
 		return false, fmt.Errorf("folder %q: %w", s.path, err)
 	}
-	root, err := openRoot(s.path)
+	root, err := s.open()
 	if err != nil {
 		return false, err
 	}
@@ -105,8 +143,22 @@ func (s *Source) List(ctx context.Context, opts bucket.ListOptions) iter.Seq2[bu
 			yield(bucket.Object{}, err)
 			return
 		}
-		list(ctx, s.root.Load(), opts, yield)
+		list(ctx, s.root.Load(), opts, func(obj bucket.Object, err error) bool {
+			if err == nil && s.remote && growing(obj) {
+				return true
+			}
+			return yield(obj, err)
+		})
 	}
+}
+
+// young is how long a file on a folder that is polled has to stand still before it is listed.
+const young = 10 * time.Second
+
+// growing reports whether a file may not be whole yet: nothing tells when its writer closes it.
+func growing(obj bucket.Object) bool {
+	age := time.Since(obj.ModTime)
+	return age >= 0 && age < young // a time in the future is another machine's idea of now
 }
 
 // Stat implements bucket.Source.

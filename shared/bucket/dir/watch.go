@@ -41,6 +41,9 @@ type WatchOptions struct {
 	// Poll walks in any case.
 	Poll bool
 
+	// Mount is as in Options.
+	Mount bool
+
 	// Ready is called once, when every change from now on will be reported.
 	Ready func()
 
@@ -72,7 +75,7 @@ func (o WatchOptions) withDefaults() WatchOptions {
 // (ErrNoBucket). Start it again, and list.
 func Watch(ctx context.Context, path string, opts WatchOptions, report func(Change)) error {
 	opts = opts.withDefaults()
-	src, err := NewSource(path)
+	src, err := Open(path, Options{Poll: opts.Poll, Mount: opts.Mount})
 	if err != nil {
 		return fmt.Errorf("watch: %w", err)
 	}
@@ -127,7 +130,13 @@ func (s *Source) moved(root *os.Root) error {
 		return rootError(s.path, err)
 	}
 	if !os.SameFile(now, held) {
-		return fmt.Errorf("folder %q: it was replaced, or something was mounted over it: %w", s.path, bucket.ErrUnavailable)
+		return fmt.Errorf("folder %q: %w", s.path, errMoved)
+	}
+	if s.mount && !isMount(s.path) {
+		return fmt.Errorf("folder %q: nothing is mounted there: %w", s.path, bucket.ErrNoBucket)
 	}
 	return nil
 }
+
+// errMoved: the path names another folder than the one we hold.
+var errMoved = fmt.Errorf("it was replaced, or something was mounted over it or unmounted: %w", bucket.ErrUnavailable)
