@@ -39,7 +39,7 @@ func (t *tracker) end(ctx context.Context, rec store.Job, p store.Progress, asOf
 		}
 		j.Report = ReportName(j.ID)
 		j.EndedAt = time.Now().UTC()
-		j.Cursor = ""
+		j.Left = nil
 		return nil
 	})
 	if err != nil {

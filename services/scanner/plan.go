@@ -23,7 +23,7 @@ import (
 //
 // The order is what makes it safe to stop anywhere. A page's entries come before its tasks, all tasks before the record
 // says importing, and that before the arrivals are purged. Whoever gets the request again reads how far it went: the
-// record's cursor, and behind that the entries. Two planners of one job meet at the entries, each of which is created
+// record's ranges, and in those the entries. Two planners of one job meet at the entries, each of which is created
 // once.
 type planner struct {
 	bus     *bus.Bus
@@ -31,6 +31,7 @@ type planner struct {
 	indexes *store.Register[store.Index]
 	ledger  *store.Ledger
 	docs    *store.Documents
+	limits  *limiters
 	sources Sources
 	metrics metrics
 	log     *slog.Logger
@@ -181,11 +182,12 @@ func (p *planner) oneTime(ctx context.Context, req event.JobRequested) (string, 
 	if err != nil {
 		return "", &lastingError{fmt.Sprintf("file pattern %q: %v", req.Pattern, err)}
 	}
-	src, _, err := p.sources.Source(ctx, req.Connector)
+	src, conn, err := p.sources.Source(ctx, req.Connector)
 	if err != nil {
 		return "", lasting(req.Connector, err)
 	}
-	for page, err := range list(ctx, src, req.Connector, selects, pl.cursor) {
+	pl.listing = newListing(src, conn, selects, p.limits.of(req.Connector), pl.left)
+	for page, err := range pl.listing.pages(ctx) {
 		if err != nil {
 			return "", lasting(req.Connector, err)
 		}
@@ -240,7 +242,7 @@ func (p *planner) begin(ctx context.Context, req event.JobRequested) (*plan, err
 	case over:
 		return nil, errStopped
 	}
-	pl := &plan{planner: p, req: req, cursor: job.Cursor, total: job.Progress.Total, shared: resumed}
+	pl := &plan{planner: p, req: req, left: job.Left, total: job.Progress.Total, shared: resumed}
 	if resumed {
 		if err := pl.resume(ctx); err != nil {
 			return nil, err
@@ -302,12 +304,12 @@ func (p *planner) fail(ctx context.Context, req event.JobRequested, reason strin
 type plan struct {
 	*planner
 	req     event.JobRequested
-	cursor  string              // the listing went on record up to here
+	left    []store.Range       // of the listing, as it was on record; none: all of it
+	listing *listing            // nil: it is not made of one
 	total   int                 // entries as far as this planner knows
 	shared  bool                // others have written entries too
-	had     map[string]leftover // entries of an interrupted planning behind the cursor, by object hash
+	had     map[string]leftover // entries of an interrupted planning in what was left, by object hash
 	pages   int
-	written string // cursor of the last page
 }
 
 // leftover is an entry that an interrupted planning wrote, maybe without its task.
@@ -327,7 +329,7 @@ func (pl *plan) resume(ctx context.Context) error {
 		if err := json.Unmarshal(m.Data, &f); err != nil {
 			return fmt.Errorf("decode file entry %s: %w", m.Subject, err)
 		}
-		if f.Path > pl.cursor { // the tasks of the others are written
+		if within(pl.left, f.Path) { // the tasks of the others are written
 			o := event.Object{Path: f.Path, Version: f.Version, Size: f.Size}
 			pl.had[event.ObjectHash(f.Connector, f.Path)] = leftover{file{connector: f.Connector, Object: o}, f.State == event.Queued}
 		}
@@ -365,7 +367,6 @@ func (pl *plan) add(ctx context.Context, pg page) error {
 		return err
 	}
 	pl.total += len(missing)
-	pl.written = pg.cursor
 	return nil
 }
 
@@ -486,7 +487,11 @@ func (pl *plan) write(ctx context.Context, msgs []bus.Message) ([]uint64, []erro
 
 // checkpoint puts on record what is written, unless the job has ended meanwhile.
 func (pl *plan) checkpoint(ctx context.Context) error {
-	return pl.record(ctx, func(j *store.Job) { j.Cursor = pl.written })
+	return pl.record(ctx, func(j *store.Job) {
+		if pl.listing != nil {
+			j.Left = pl.listing.left()
+		}
+	})
 }
 
 // finish sends the tasks that an interrupted planning left out and that this one did not meet, and lets the importer
@@ -512,7 +517,7 @@ func (pl *plan) finish(ctx context.Context) error {
 		pl.total = len(seen)
 	}
 	return pl.record(ctx, func(j *store.Job) {
-		j.Status, j.Cursor, j.Progress.Total = store.JobImporting, "", pl.total
+		j.Status, j.Left, j.Progress.Total = store.JobImporting, nil, pl.total
 	})
 }
 
