@@ -51,7 +51,7 @@ type Options struct {
 	BulkWorkers  int           `help:"The same for one-time jobs." default:"8"`
 	MaxSize      int64         `help:"Largest object imported, in bytes; 0: no limit." default:"0"`
 	KeepExports  time.Duration `help:"How long exports can be downloaded." default:"720h"`
-	ScanInterval time.Duration `help:"How often an automation's prefix is listed to find what no notification told." default:"1h"`
+	scanner.Listing
 
 	run.Endpoints
 
@@ -149,7 +149,9 @@ func (app *App) build(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	scan, err := scanner.New(scanner.Config{ScanInterval: o.ScanInterval, PubSubEndpoint: o.PubSubEndpoint}, env, opener)
+	listing := scanner.Config{PubSubEndpoint: o.PubSubEndpoint}
+	o.Set(&listing)
+	scan, err := scanner.New(listing, env, opener)
 	if err != nil {
 		return err
 	}
