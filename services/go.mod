@@ -14,9 +14,9 @@ require (
 	github.com/vbauerster/mpb/v8 v8.16.2
 	golang.org/x/sync v0.24.0
 	golang.org/x/sys v0.49.0
+	golang.org/x/time v0.16.0
 	gopkg.in/yaml.v3 v3.0.1
 	millrace/shared v0.0.0
-	golang.org/x/time v0.16.0
 	pgregory.net/rapid v1.3.0
 )
 
