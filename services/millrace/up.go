@@ -47,10 +47,10 @@ type Options struct {
 	UnsafeFast bool `help:"Acknowledge before data is on disk. A power cut then loses acknowledged data."`
 	run.Names
 
-	Workers      int           `help:"Objects imported at a time." default:"16"`
-	BulkWorkers  int           `help:"The same for one-time jobs." default:"8"`
-	MaxSize      int64         `help:"Largest object imported, in bytes; 0: no limit." default:"0"`
-	KeepExports  time.Duration `help:"How long exports can be downloaded." default:"720h"`
+	Workers     int           `help:"Objects imported at a time." default:"16"`
+	BulkWorkers int           `help:"The same for one-time jobs." default:"8"`
+	MaxSize     int64         `help:"Largest object imported, in bytes; 0: no limit." default:"0"`
+	KeepExports time.Duration `help:"How long exports can be downloaded." default:"720h"`
 	scanner.Listing
 
 	run.Endpoints
