@@ -41,6 +41,31 @@ type importAutomation struct {
 	LastJobID       *string         `json:"last_job_id"`
 	LastRunID       *string         `json:"last_run_id"`
 	LastError       *string         `json:"last_error" doc:"null again after the next success"`
+	Scan            scanState       `json:"scan"`
+}
+
+// scanState is how the listing of an automation's source went, and how far the one under way is.
+type scanState struct {
+	LastAt  *string      `json:"last_at" format:"date-time" doc:"when the source was listed last"`
+	NextAt  *string      `json:"next_at" format:"date-time" doc:"when it is listed next"`
+	Listed  int          `json:"listed" doc:"files that matched then"`
+	Found   int          `json:"found" doc:"of these, new ones that nothing had announced"`
+	Drift   int          `json:"drift" doc:"files that should have been announced and were only found by listing, since the automation was enabled"`
+	Running *scanRunning `json:"running" doc:"a listing that has not come to its end; null when there is none, or it has just begun"`
+}
+
+type scanRunning struct {
+	StartedAt string `json:"started_at" format:"date-time"`
+	Listed    int    `json:"listed" doc:"files that matched so far"`
+	Found     int    `json:"found"`
+}
+
+func viewScan(r store.Scan) scanState {
+	v := scanState{LastAt: stampOrNull(r.LastAt), NextAt: stampOrNull(r.NextAt), Listed: r.Listed, Found: r.Found, Drift: r.Drift}
+	if u := r.Underway; u != nil {
+		v.NextAt, v.Running = nil, &scanRunning{StartedAt: stamp(u.StartedAt), Listed: u.Listed, Found: u.Found}
+	}
+	return v
 }
 
 type automationPath struct {
@@ -329,6 +354,7 @@ func (a *Admin) viewLast(ctx context.Context, v *importAutomation, jobID string)
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return err
 	}
+	v.Scan = viewScan(scan)
 	failure = cmp.Or(scan.Error, failure)
 	var p *problemError
 	if _, err := a.importable(ctx, v.Connector); errors.As(err, &p) {

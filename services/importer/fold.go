@@ -99,7 +99,7 @@ func ended(j *store.Job, p store.Progress, asOf uint64, now time.Time) bool {
 	}
 	j.Report = ReportName(j.ID)
 	j.EndedAt = now
-	j.Cursor = ""
+	j.Left = nil
 	return true
 }
 

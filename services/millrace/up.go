@@ -47,12 +47,12 @@ type Options struct {
 	UnsafeFast bool `help:"Acknowledge before data is on disk. A power cut then loses acknowledged data."`
 	run.Names
 
-	Workers      int                `help:"Objects imported at a time." default:"16"`
-	BulkWorkers  int                `help:"The same for one-time jobs." default:"8"`
-	MaxSize      int64              `help:"Largest object imported, in bytes; 0: no limit." default:"0"`
-	Bandwidth    importer.Bandwidth `help:"What may be read from sources, such as 100MB/s; 0: no limit." default:"0" placeholder:"RATE"`
-	KeepExports  time.Duration      `help:"How long exports can be downloaded." default:"720h"`
-	ScanInterval time.Duration      `help:"How often an automation's prefix is listed to find what no notification told." default:"1h"`
+	Workers     int                `help:"Objects imported at a time." default:"16"`
+	BulkWorkers int                `help:"The same for one-time jobs." default:"8"`
+	MaxSize     int64              `help:"Largest object imported, in bytes; 0: no limit." default:"0"`
+	Bandwidth   importer.Bandwidth `help:"What may be read from sources, such as 100MB/s; 0: no limit." default:"0" placeholder:"RATE"`
+	KeepExports time.Duration      `help:"How long exports can be downloaded." default:"720h"`
+	scanner.Listing
 
 	PubSubEndpoint string `help:"Address of a Pub/Sub emulator." hidden:""`
 	run.Log
@@ -153,7 +153,9 @@ func (app *App) build(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	scan, err := scanner.New(scanner.Config{ScanInterval: o.ScanInterval, PubSubEndpoint: o.PubSubEndpoint, Transport: opener.Transport()}, env, opener)
+	listing := scanner.Config{PubSubEndpoint: o.PubSubEndpoint, Transport: opener.Transport()}
+	o.Set(&listing)
+	scan, err := scanner.New(listing, env, opener)
 	if err != nil {
 		return err
 	}

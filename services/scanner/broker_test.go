@@ -266,6 +266,8 @@ type memory struct {
 	listErrs int // after so many objects
 	lists    int
 	folders  []string // that cannot be read
+	yielded  int      // objects that listings told of
+	told     func(n int)
 }
 
 func (m *memory) Source(context.Context, string) (bucket.Source, store.Connector, error) {
@@ -310,6 +312,7 @@ func (m *memory) List(_ context.Context, opts bucket.ListOptions) iter.Seq2[buck
 			if listErr != nil && i >= after {
 				break
 			}
+			m.tell()
 			if !yield(o, nil) {
 				return
 			}
@@ -317,6 +320,16 @@ func (m *memory) List(_ context.Context, opts bucket.ListOptions) iter.Seq2[buck
 		if listErr != nil {
 			yield(bucket.Object{}, listErr)
 		}
+	}
+}
+
+func (m *memory) tell() {
+	m.mu.Lock()
+	m.yielded++
+	n, told := m.yielded, m.told
+	m.mu.Unlock()
+	if told != nil {
+		told(n)
 	}
 }
 

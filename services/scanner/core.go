@@ -57,10 +57,10 @@ func TakeUp(j *store.Job, req event.JobRequested, now time.Time) Phase { return 
 func Release(j *store.Job, total int) (ok bool) { return release(j, total) }
 
 // Unsent says which of the entries of an interrupted planning need a task, and which files need an entry first.
-func Unsent(cursor string, entries []event.File, page []event.Object, connector string) (missing, queued []event.Object) {
-	pl := plan{cursor: cursor, had: make(map[string]leftover)}
+func Unsent(left []store.Range, entries []event.File, page []event.Object, connector string) (missing, queued []event.Object) {
+	pl := plan{left: left, had: make(map[string]leftover)}
 	for _, f := range entries {
-		pl.left(f)
+		pl.note(f)
 	}
 	files := make([]file, len(page))
 	for i, o := range page {

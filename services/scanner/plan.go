@@ -24,7 +24,7 @@ import (
 //
 // The order is what makes it safe to stop anywhere. A page's entries come before its tasks, all tasks before the record
 // says importing, and that before the arrivals are purged. Whoever gets the request again reads how far it went: the
-// record's cursor, and behind that the entries. Two planners of one job meet at the entries, each of which is created
+// record's ranges, and in those the entries. Two planners of one job meet at the entries, each of which is created
 // once.
 type planner struct {
 	bus     *bus.Bus
@@ -32,6 +32,7 @@ type planner struct {
 	indexes *store.Register[store.Index]
 	ledger  *store.Ledger
 	docs    *store.Documents
+	limits  *limiters
 	sources Sources
 	metrics metrics
 	log     *slog.Logger
@@ -188,11 +189,12 @@ func (p *planner) oneTime(ctx context.Context, req event.JobRequested) (string, 
 	if err != nil {
 		return "", &lastingError{fmt.Sprintf("file pattern %q: %v", req.Pattern, err)}
 	}
-	src, _, err := p.sources.Source(ctx, req.Connector)
+	src, conn, err := p.sources.Source(ctx, req.Connector)
 	if err != nil {
 		return "", lasting(req.Connector, err)
 	}
-	for page, err := range list(ctx, src, req.Connector, selects, pl.cursor) {
+	pl.listing = newListing(src, conn, selects, p.limits.of(req.Connector), pl.left)
+	for page, err := range pl.listing.pages(ctx) {
 		if err != nil {
 			return "", lasting(req.Connector, err)
 		}
@@ -275,7 +277,7 @@ func (p *planner) begin(ctx context.Context, req event.JobRequested) (*plan, err
 		return nil, errStopped
 	}
 	resumed := was == beingDone
-	pl := &plan{planner: p, req: req, cursor: job.Cursor, total: job.Progress.Total, shared: resumed}
+	pl := &plan{planner: p, req: req, left: job.Left, total: job.Progress.Total, shared: resumed}
 	if resumed {
 		if err := pl.resume(ctx); err != nil {
 			return nil, err
@@ -340,12 +342,12 @@ func (p *planner) fail(ctx context.Context, req event.JobRequested, reason strin
 type plan struct {
 	*planner
 	req     event.JobRequested
-	cursor  string              // the listing went on record up to here
+	left    []store.Range       // of the listing, as it was on record; none: all of it
+	listing *listing            // nil: it is not made of one
 	total   int                 // entries as far as this planner knows
 	shared  bool                // others have written entries too
-	had     map[string]leftover // entries of an interrupted planning behind the cursor, by object hash
+	had     map[string]leftover // entries of an interrupted planning in what was left, by object hash
 	pages   int
-	written string // cursor of the last page
 }
 
 // leftover is an entry that an interrupted planning wrote, maybe without its task.
@@ -365,14 +367,14 @@ func (pl *plan) resume(ctx context.Context) error {
 		if err := json.Unmarshal(m.Data, &f); err != nil {
 			return fmt.Errorf("decode file entry %s: %w", m.Subject, err)
 		}
-		pl.left(f)
+		pl.note(f)
 	}
 	return nil
 }
 
-// left takes note of an entry that was there.
-func (pl *plan) left(f event.File) {
-	if f.Path > pl.cursor { // the tasks of the others are written
+// note takes note of an entry that was there.
+func (pl *plan) note(f event.File) {
+	if within(pl.left, f.Path) { // the tasks of the others are written
 		o := event.Object{Path: f.Path, Version: f.Version, Size: f.Size}
 		pl.had[event.ObjectHash(f.Connector, f.Path)] = leftover{file{connector: f.Connector, Object: o}, f.State == event.Queued}
 	}
@@ -427,7 +429,6 @@ func (pl *plan) add(ctx context.Context, pg page) error {
 		return err
 	}
 	pl.total += len(missing)
-	pl.written = pg.cursor
 	return nil
 }
 
@@ -552,7 +553,10 @@ func (pl *plan) checkpoint(ctx context.Context) error {
 		if j.Status != store.JobScanning {
 			return false
 		}
-		j.Progress.Total, j.Cursor = max(j.Progress.Total, pl.total), pl.written
+		j.Progress.Total = max(j.Progress.Total, pl.total)
+		if pl.listing != nil {
+			j.Left = pl.listing.left()
+		}
 		return true
 	})
 }
@@ -587,7 +591,7 @@ func release(j *store.Job, total int) bool {
 	if j.Status != store.JobScanning {
 		return false
 	}
-	j.Status, j.Cursor, j.Progress.Total = store.JobImporting, "", total
+	j.Status, j.Left, j.Progress.Total = store.JobImporting, nil, total
 	return true
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"strconv"
 	"sync"
 	"time"
 
@@ -28,10 +29,11 @@ const (
 // announceTime is how long a notification may be on its way. What is younger than that is no drift yet.
 const announceTime = time.Minute
 
-// touchEvery and touchFor keep the sweep away from a scan that takes long: it moves its record's time ahead.
+// markEvery is how often a scan puts on record how far it is, which is where it goes on after a crash, and what people
+// see. markedFor keeps the sweep away from it meanwhile.
 const (
-	touchEvery = 30 * time.Second
-	touchFor   = 2 * time.Minute
+	markEvery = 2 * time.Second
+	markedFor = 2 * time.Minute
 )
 
 // scans lists automations on a schedule, for what no notification told. Each enabled automation has a record with the
@@ -44,9 +46,12 @@ type scans struct {
 	records  *store.Register[store.Scan]
 	ledger   *store.Ledger
 	arrivals *arrivals
+	limits   *limiters
 	sources  Sources
 	metrics  metrics
 	log      *slog.Logger
+
+	markEvery time.Duration
 
 	mu       sync.Mutex
 	standing map[string]timer // by automation, fresh by a watch
@@ -82,7 +87,15 @@ func (s *scans) handle(ctx context.Context, d *bus.Delivery) error {
 	if !due && !asked {
 		return nil
 	}
-	return s.scan(ctx, a, rec, due, ring.Epoch == scanCatchUp)
+	return s.scan(ctx, &scan{scans: s, automation: a, before: rec, ring: ringID(ring, d.Sequence), due: due, asked: asked, catchUp: ring.Epoch == scanCatchUp})
+}
+
+// ringID names a ring, the same at each delivery: of those who ask, each is another.
+func ringID(ring event.Timer, seq uint64) string {
+	if ring.Epoch == scanNow || ring.Epoch == scanCatchUp {
+		return ring.Epoch + "-" + strconv.FormatUint(seq, 10)
+	}
+	return ring.Epoch
 }
 
 // record returns the automation's record, the zero record if there is none and none shall be made.
@@ -120,6 +133,23 @@ func (s *scans) forget(ctx context.Context, id string) error {
 	return err
 }
 
+// scan is one scan of an automation.
+type scan struct {
+	*scans
+	automation *automation
+	before     store.Scan // the record as it was found
+	ring       string     // what it serves
+	due        bool       // that is the standing timer, and the scan sets the next
+	asked      bool       // it was asked for beside the row
+	catchUp    bool
+
+	listing *listing
+	index   *index // what is settled in the automation's index
+	began   time.Time
+	marked  time.Time
+	tally
+}
+
 // tally is what one scan counted.
 type tally struct {
 	notified bool // by the connector
@@ -130,34 +160,28 @@ type tally struct {
 	failure  error // of the listing
 }
 
-// scan lists an automation and puts on record what that found. due: it serves the standing timer, and sets the next.
+// scan lists an automation and puts on record what that found.
 //
 // The timer is set before the record names it: a crash between the two leaves a timer that nobody knows, and its ring is
 // ignored; the other way round nothing would ring.
-func (s *scans) scan(ctx context.Context, a *automation, rec store.Scan, due, catchUp bool) error {
-	start := time.Now()
-	t, err := s.list(ctx, a, rec, due)
-	if err != nil {
+func (s *scans) scan(ctx context.Context, sc *scan) error {
+	a, start := sc.automation, time.Now()
+	if err := sc.run(ctx); err != nil {
 		return err
 	}
-	if t.failure != nil {
+	if sc.failure != nil {
 		s.metrics.scans.WithLabelValues(failed).Inc()
-		s.log.Warn("automation cannot be listed", "automation", a.ID, "connector", a.Connector, "error", t.failure)
+		s.log.Warn("automation cannot be listed", "automation", a.ID, "connector", a.Connector, "error", sc.failure)
 	} else {
 		s.metrics.scans.WithLabelValues(done).Inc()
 		s.metrics.scanTime.Observe(time.Since(start).Seconds())
 	}
-	if !t.notified || catchUp || rec.Scans == 0 {
-		t.drift = 0 // it was never to be announced, or we know why it was not
-	}
-	s.metrics.drift.Add(float64(t.drift))
-
 	now := time.Now().UTC()
-	next := timer{epoch: newEpoch(), next: now.Add(s.cfg.pause(rec, t.notified, t.failure != nil, rand.Float64()))}
+	next := timer{epoch: newEpoch(), next: now.Add(s.cfg.pause(sc.before, sc.notified, sc.failure != nil, rand.Float64()))}
 	if err := failpoint.Here("scan.listed"); err != nil {
 		return err
 	}
-	if due {
+	if sc.due {
 		if err := s.arm(ctx, a.ID, next); err != nil {
 			return err
 		}
@@ -165,33 +189,43 @@ func (s *scans) scan(ctx context.Context, a *automation, rec store.Scan, due, ca
 			return err
 		}
 	}
-	_, _, err = s.records.Modify(ctx, a.ID, func(r *store.Scan) error {
+	_, _, err := s.records.Modify(ctx, a.ID, func(r *store.Scan) error {
 		if r.Epoch == "" {
 			return store.ErrUnchanged // switched off meanwhile
 		}
-		note(r, t, now)
-		if due && r.Epoch == rec.Epoch {
+		sc.note(r, now)
+		if sc.due && r.Epoch == sc.before.Epoch {
 			r.Epoch, r.NextAt = next.epoch, next.next
 		}
 		return nil
 	})
-	if err != nil || t.drift == 0 {
+	if err != nil || sc.failure != nil {
 		return err
 	}
-	return s.announce(ctx, a, t, now)
+	s.metrics.drift.Add(float64(sc.drift))
+	if sc.drift == 0 {
+		return nil
+	}
+	return s.announce(ctx, a, sc.tally, now)
 }
 
-// note puts a tally on record.
-func note(r *store.Scan, t tally, now time.Time) {
+// note puts what was counted on record. A listing that failed in the middle is left on record for the next to go on.
+func (sc *scan) note(r *store.Scan, now time.Time) {
 	r.LastAt = now
-	r.Drift += t.drift
-	if t.failure != nil {
-		r.Error = t.failure.Error()
+	if sc.failure != nil {
+		r.Error = sc.failure.Error()
+		if sc.listing != nil {
+			sc.mark(r)
+		}
 		return
 	}
-	r.Listed, r.Found, r.Error = t.listed, t.found, t.refused
+	r.Listed, r.Found, r.Error = sc.listed, sc.found, sc.refused
+	r.Drift += sc.drift
 	r.Scans++
 	r.Baseline = false
+	if r.Underway != nil && r.Underway.Ring == sc.ring {
+		r.Underway = nil
+	}
 }
 
 func (s *scans) announce(ctx context.Context, a *automation, t tally, at time.Time) error {
@@ -258,88 +292,136 @@ func (s *scans) ring(ctx context.Context, automation, epoch, id string) error {
 	return err
 }
 
-// list streams the listing through the arrival function. An error is the broker's; the storage's is in the tally.
-func (s *scans) list(ctx context.Context, a *automation, rec store.Scan, due bool) (tally, error) {
-	src, conn, err := s.sources.Source(ctx, a.Connector)
-	t := tally{notified: conn.Notified()}
+// run streams the listing through the arrival function. An error is the broker's; the storage's is in the tally.
+func (sc *scan) run(ctx context.Context) error {
+	a := sc.automation
+	src, conn, err := sc.sources.Source(ctx, a.Connector)
+	sc.notified = conn.Notified()
 	if err == nil {
 		err = a.broken
 	}
 	if err != nil {
-		t.failure = err
-		return t, ctx.Err()
+		sc.failure = err
+		return ctx.Err()
 	}
-	touched := time.Now()
-	for page, err := range list(ctx, src, a.Connector, a.selects, "") {
+	left := sc.resume()
+	sc.listing = newListing(src, conn, a.selects, sc.limits.of(a.Connector), left)
+	sc.index = newIndex(sc.ledger, a.Index, sc.before.Listed)
+	defer sc.index.close()
+	for page, err := range sc.listing.pages(ctx) {
 		if ctx.Err() != nil {
-			return t, ctx.Err()
+			return ctx.Err()
 		}
 		if err != nil {
-			t.failure = err
-			return t, nil
+			sc.failure = err
+			return nil
 		}
-		if err := s.take(ctx, a, conn, page, rec.Baseline, &t); err != nil {
-			return t, err
+		if err := sc.checkpoint(ctx); err != nil {
+			return err
 		}
-		if due && time.Since(touched) > touchEvery {
-			touched = time.Now()
-			if err := s.touch(ctx, a.ID, rec.Epoch); err != nil {
-				return t, err
-			}
+		if err := sc.take(ctx, conn, page); err != nil {
+			return err
 		}
 	}
-	return t, nil
+	return nil
+}
+
+// resume takes over from a listing that did not come to its end, and returns what that left; nothing stands for
+// everything. The scan of the row goes on where the one before stopped, be it by a crash or because the storage failed:
+// what appeared behind it meanwhile is found by the next. Who asks for a scan wants to know what is there now, and only
+// goes on with what the same request began.
+func (sc *scan) resume() []store.Range {
+	sc.began = time.Now().UTC()
+	sc.marked = sc.began
+	u := sc.before.Underway
+	if u == nil || u.Rev != sc.automation.Rev || u.Ring != sc.ring && (!u.Row || sc.asked) {
+		return nil
+	}
+	sc.log.Info("scan goes on where it was", "automation", sc.automation.ID, "listed", u.Listed)
+	sc.began, sc.listed, sc.found, sc.drift, sc.refused = u.StartedAt, u.Listed, u.Found, u.Drift, u.Refused
+	return u.Left
+}
+
+// checkpoint puts on record, every few seconds, how far the scan is, and keeps the sweep away from it.
+func (sc *scan) checkpoint(ctx context.Context) error {
+	if time.Since(sc.marked) < sc.markEvery {
+		return nil
+	}
+	sc.marked = time.Now()
+	_, _, err := sc.records.Modify(ctx, sc.automation.ID, func(r *store.Scan) error {
+		if r.Epoch == "" || sc.due && r.Epoch != sc.before.Epoch {
+			return store.ErrUnchanged // switched off, or somebody else's turn
+		}
+		sc.mark(r)
+		if sc.due {
+			r.NextAt = time.Now().Add(markedFor).UTC()
+		}
+		return nil
+	})
+	return err
+}
+
+// mark puts on record where the listing is. One that has left nothing has ended.
+func (sc *scan) mark(r *store.Scan) {
+	left := sc.listing.left()
+	if len(left) == 0 {
+		return
+	}
+	r.Underway = &store.Underway{
+		Ring: sc.ring, Row: sc.due && !sc.asked, Rev: sc.automation.Rev, StartedAt: sc.began,
+		Listed: sc.listed, Found: sc.found, Drift: sc.drift, Refused: sc.refused, Left: left,
+	}
 }
 
 // take passes one page on.
-func (s *scans) take(ctx context.Context, a *automation, conn store.Connector, pg page, baseline bool, t *tally) error {
+func (sc *scan) take(ctx context.Context, conn store.Connector, pg page) error {
+	a := sc.automation
 	var candidates, present []candidate
+	known := 0
+	if err := sc.index.expect(ctx, len(pg.files)); err != nil {
+		return err
+	}
 	for _, f := range pg.files {
 		if f.refused != "" {
-			s.metrics.refused.Inc()
-			t.refused = fmt.Sprintf("%q: %s", f.Path, f.refused)
-			s.log.Warn("object cannot be imported", "automation", a.ID, "path", f.Path, "reason", f.refused)
+			sc.metrics.refused.Inc()
+			sc.refused = fmt.Sprintf("%q: %s", f.Path, f.refused)
+			sc.log.Warn("object cannot be imported", "automation", a.ID, "path", f.Path, "reason", f.refused)
 			continue
 		}
-		t.listed++
+		sc.listed++
+		if sc.index.settled(event.NewMediumID(a.Index, a.Connector, f.Path, f.Version, "")) {
+			known++
+			continue
+		}
 		c := candidate{
 			automation: a, connector: a.Connector, object: f.Object, exact: conn.Provider == "gcs",
-			subject: s.bus.Subject("arrival", a.ID, event.ObjectHash(a.Connector, f.Path)),
+			subject: sc.bus.Subject("arrival", a.ID, event.ObjectHash(a.Connector, f.Path)),
 		}
 		// What came after the automation was switched on is no part of what was there, whenever it is listed.
-		if baseline && (a.UpdatedAt.IsZero() || !f.ModTime.After(a.UpdatedAt)) {
+		if sc.before.Baseline && (a.UpdatedAt.IsZero() || !f.ModTime.After(a.UpdatedAt)) {
 			present = append(present, c)
 		} else {
 			candidates = append(candidates, c)
 		}
 	}
-	s.metrics.scanned.Add(float64(len(pg.files)))
-	if err := s.arrivals.baseline(ctx, s.ledger, present); err != nil {
+	sc.metrics.scanned.Add(float64(len(pg.files)))
+	sc.metrics.dropped.WithLabelValues(string(settled)).Add(float64(known))
+	if err := sc.arrivals.baseline(ctx, sc.ledger, present); err != nil {
 		return err
 	}
 	latest := time.Now().Add(-announceTime)
-	for i, answer := range s.arrivals.arrive(ctx, candidates, event.ByScan) {
+	for i, answer := range sc.arrivals.arrive(ctx, candidates, event.ByScan) {
 		if answer.err != nil {
 			return answer.err
 		}
 		if answer.verdict != news || !answer.unseen {
 			continue
 		}
-		t.found++
-		if candidates[i].object.ModTime.Before(latest) {
-			t.drift++
+		sc.found++
+		// What was never to be announced is no drift, nor what we know we missed.
+		if sc.notified && !sc.catchUp && sc.before.Scans > 0 && candidates[i].object.ModTime.Before(latest) {
+			sc.drift++
 		}
 	}
 	return nil
-}
-
-func (s *scans) touch(ctx context.Context, automation, epoch string) error {
-	_, _, err := s.records.Modify(ctx, automation, func(r *store.Scan) error {
-		if r.Epoch != epoch {
-			return store.ErrUnchanged
-		}
-		r.NextAt = time.Now().Add(touchFor).UTC()
-		return nil
-	})
-	return err
 }

@@ -18,7 +18,11 @@ import (
 
 // ring runs the due handler for one ring, without a consumer.
 func (r *rig) ring(automation, epoch string) error {
-	return r.scans.handle(r.tb.Context(), &bus.Delivery{
+	return r.ringContext(r.tb.Context(), automation, epoch)
+}
+
+func (r *rig) ringContext(ctx context.Context, automation, epoch string) error {
+	return r.scans.handle(ctx, &bus.Delivery{
 		Subject: r.bus.Subject("due", "scan", automation), Delivered: 1,
 		Data: encode(r.tb, event.Timer{Automation: automation, Epoch: epoch}),
 	})
@@ -302,4 +306,93 @@ func BenchmarkScan(b *testing.B) {
 	for b.Loop() {
 		must(b, r.ring(testAutomation.ID, r.scan(testAutomation.ID).Epoch))
 	}
+}
+
+// A scan is killed in the middle of a listing of several thousand; the next delivery of its ring goes on where it was on
+// record, and the record of that goes with its end. What appeared behind is found by the next scan.
+func TestScanGoesOnAfterAKill(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		ring func(r *rig) string // begins and is delivered again
+		next func(r *rig, ring string) string
+		goes bool // on where the first was
+	}{
+		{"the same ring", func(r *rig) string { return r.begun() }, func(_ *rig, ring string) string { return ring }, true},
+		{"the sweep calls it up anew", func(r *rig) string { return r.begun() }, func(r *rig, _ string) string { return r.recalled() }, true},
+		{"a request, again", func(*rig) string { return scanNow }, func(_ *rig, ring string) string { return ring }, true},
+		{"somebody asks meanwhile", func(r *rig) string { return r.begun() }, func(*rig, string) string { return scanNow }, false},
+		{"we missed something since", func(r *rig) string { return r.begun() }, func(*rig, string) string { return scanCatchUp }, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := newRig(t, "gcs", testAutomation)
+			const n = 4000
+			ring := c.ring(r)
+			r.store.fill(n)
+			r.killed(ring)
+
+			rec := r.scan(testAutomation.ID)
+			if rec.Underway == nil || rec.Underway.Listed == 0 || rec.Underway.Listed >= n || len(rec.Underway.Left) == 0 {
+				t.Fatalf("on record: %+v", rec.Underway)
+			}
+			dealtWith, before := rec.Underway.Listed, rec.Listed
+			r.store.put(version("in/000000-behind.mp4", 1))
+			must(t, r.ring(testAutomation.ID, c.next(r, ring)))
+			rec = r.scan(testAutomation.ID)
+			if rec.Underway != nil {
+				if c.goes || rec.Underway.Listed != dealtWith {
+					t.Errorf("still on record: %+v", rec.Underway)
+				}
+			}
+			want := n + 1
+			if c.goes {
+				want = n
+			}
+			if rec.Listed != want || before == want {
+				t.Errorf("%d listed, want %d", rec.Listed, want)
+			}
+			if again := r.store.yielded; c.goes != (again < 2*n) {
+				t.Errorf("the storage told of %d objects after the kill", again)
+			}
+			must(t, r.ring(testAutomation.ID, scanNow))
+			if got := r.arrivals(); len(got) != n+1 {
+				t.Errorf("%d arrivals, want %d: what came behind the cursor as well", len(got), n+1)
+			}
+		})
+	}
+}
+
+// begun begins a row of timers and returns the epoch of the standing one.
+func (r *rig) begun() string {
+	r.tb.Helper()
+	must(r.tb, r.ring(testAutomation.ID, scanNow))
+	return r.scan(testAutomation.ID).Epoch
+}
+
+// recalled gives the row another epoch, as the sweep does.
+func (r *rig) recalled() string {
+	r.tb.Helper()
+	_, _, err := r.records.Modify(r.tb.Context(), testAutomation.ID, func(s *store.Scan) error {
+		s.Epoch, s.NextAt = "s_recalled", time.Now()
+		return nil
+	})
+	must(r.tb, err)
+	return "s_recalled"
+}
+
+// killed runs a scan that puts on record how far it is at every page, and dies after that, in the middle of others.
+func (r *rig) killed(ring string) {
+	r.tb.Helper()
+	ctx, kill := context.WithCancel(r.tb.Context())
+	r.store.yielded = 0
+	r.store.told = func(n int) {
+		if n > 5*2*pageSize { // two pages are with the scan by then
+			eventually(r.tb, "the scan is on record", func() bool { return r.scan(testAutomation.ID).Underway != nil })
+			kill()
+		}
+	}
+	r.scans.markEvery = 0
+	if err := r.ringContext(ctx, testAutomation.ID, ring); !errors.Is(err, context.Canceled) {
+		r.tb.Fatalf("the scan ended with %v", err)
+	}
+	r.scans.markEvery, r.store.told, r.store.yielded = markEvery, nil, 0
 }

@@ -43,6 +43,10 @@ type Config struct {
 	// LiveWorkers and BulkWorkers are how many jobs are planned at a time: windows, whose small writes share fsyncs, and
 	// one-time jobs, which list. Defaults 256 and 2.
 	LiveWorkers, BulkWorkers int
+	// ListRequests and ListRate are how many requests for a listing one connector gets from this process at a time, and per
+	// second, for scans and one-time jobs together. Defaults 16 and 200.
+	ListRequests int
+	ListRate     float64
 	// PubSubEndpoint is the host:port of a Pub/Sub emulator. Default: Google's own service.
 	PubSubEndpoint string
 	// Transport makes requests to where connectors say: to their queues. Default: any address may be asked.
@@ -61,10 +65,13 @@ func (c *Config) setDefaults() {
 	for _, n := range []struct {
 		v    *int
 		none int
-	}{{&c.ScanWorkers, 4}, {&c.LiveWorkers, 256}, {&c.BulkWorkers, 2}} {
+	}{{&c.ScanWorkers, 4}, {&c.LiveWorkers, 256}, {&c.BulkWorkers, 2}, {&c.ListRequests, 16}} {
 		if *n.v == 0 {
 			*n.v = n.none
 		}
+	}
+	if c.ListRate == 0 {
+		c.ListRate = 200
 	}
 }
 
@@ -82,10 +89,13 @@ func (c Config) Validate() error {
 	for _, n := range []struct {
 		name string
 		v    int
-	}{{"scan workers", c.ScanWorkers}, {"live workers", c.LiveWorkers}, {"bulk workers", c.BulkWorkers}} {
+	}{{"scan workers", c.ScanWorkers}, {"live workers", c.LiveWorkers}, {"bulk workers", c.BulkWorkers}, {"list requests", c.ListRequests}} {
 		if n.v < 1 {
 			errs = append(errs, fmt.Errorf("%s %d: must be at least 1", n.name, n.v))
 		}
+	}
+	if !(c.ListRate > 0) {
+		errs = append(errs, fmt.Errorf("list rate %v per second: must be more than 0", c.ListRate))
 	}
 	return errors.Join(errs...)
 }
@@ -200,12 +210,13 @@ func (s *Scanner) open(ctx context.Context) (*parts, error) {
 	log := s.env.Log
 	c := newConfig(connectors, automations, jobs, log)
 	a := &arrivals{bus: b, config: c, sources: s.sources, metrics: s.metrics}
-	sc := newScans(s.cfg, b, c, scanRecords, a, s.sources, s.metrics, log)
+	lim := newLimiters(s.cfg)
+	sc := newScans(s.cfg, b, c, scanRecords, a, lim, s.sources, s.metrics, log)
 	return &parts{
 		config: c,
 		notify: &notifications{bus: b, config: c, arrivals: a, sources: s.sources, metrics: s.metrics},
 		scans:  sc,
-		plan:   &planner{bus: b, jobs: jobs, indexes: indexes, ledger: store.NewLedger(b), docs: docs, sources: s.sources, metrics: s.metrics, log: log},
+		plan:   &planner{bus: b, jobs: jobs, indexes: indexes, ledger: store.NewLedger(b), docs: docs, limits: lim, sources: s.sources, metrics: s.metrics, log: log},
 		follow: &followers{bus: b, config: c, scans: sc, leases: leases, sources: s.sources, pubsub: s.cfg.PubSubEndpoint, transport: s.cfg.Transport, metrics: s.metrics, log: log},
 	}, nil
 }

@@ -13,10 +13,10 @@ import (
 	"millrace/shared/topology"
 )
 
-func newScans(cfg Config, b *bus.Bus, c *config, records *store.Register[store.Scan], a *arrivals, sources Sources, m metrics, log *slog.Logger) *scans {
+func newScans(cfg Config, b *bus.Bus, c *config, records *store.Register[store.Scan], a *arrivals, lim *limiters, sources Sources, m metrics, log *slog.Logger) *scans {
 	return &scans{
-		cfg: cfg, bus: b, config: c, records: records, ledger: store.NewLedger(b), arrivals: a, sources: sources,
-		metrics: m, log: log, standing: make(map[string]timer),
+		cfg: cfg, bus: b, config: c, records: records, ledger: store.NewLedger(b), arrivals: a, limits: lim, sources: sources,
+		metrics: m, log: log, markEvery: markEvery, standing: make(map[string]timer),
 	}
 }
 

@@ -355,7 +355,7 @@ func (w *world) plan(p *proc) {
 	for i, m := range arrivals {
 		page[i] = m.v.Object
 	}
-	missing, queued := scanner.Unsent(job.v.Cursor, entries, page, req.Connector)
+	missing, queued := scanner.Unsent(job.v.Left, entries, page, req.Connector)
 	seqs, shared := map[string]uint64{}, was == scanner.BeingDone
 	for _, o := range missing {
 		p.step()

@@ -83,6 +83,20 @@ func NewMediumID(index, connector, path, version, job string) MediumID {
 
 func (id MediumID) String() string { return "vid_" + id.Object + "_" + id.Version }
 
+// Sums returns the two hashes as numbers, the larger part first. ok is false for what is no id.
+func (id MediumID) Sums() (object, version [2]uint64, ok bool) {
+	var o [17]byte
+	var v [10]byte
+	if len(id.Object) != 26 || len(id.Version) != 16 {
+		return object, version, false
+	}
+	_, oerr := digits.Decode(o[:], []byte(id.Object))
+	_, verr := digits.Decode(v[:], []byte(id.Version))
+	object = [2]uint64{binary.BigEndian.Uint64(o[:]), binary.BigEndian.Uint64(o[8:])}
+	version = [2]uint64{binary.BigEndian.Uint64(v[:]), uint64(binary.BigEndian.Uint16(v[8:]))}
+	return object, version, oerr == nil && verr == nil
+}
+
 var mediumID = regexp.MustCompile(`^vid_([0-9a-v]{26})_([0-9a-v]{16})$`)
 
 // ParseMediumID is the inverse of MediumID.String.

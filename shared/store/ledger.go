@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -184,13 +185,66 @@ const few = 1000
 // order. An entry that changes meanwhile may come twice, or not at all if it is newer then.
 func (l *Ledger) All(ctx context.Context, index string, upTo uint64) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
+		for m, err := range l.all(ctx, index, upTo) {
+			if err != nil {
+				yield(Entry{}, err)
+				return
+			}
+			e, err := entry(m)
+			if !yield(e, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// Settled yields the ids of the versions in an index that need no import now nor later: all but failures that may pass.
+// It reads no more of an entry than it must, which makes it several times as fast as All.
+func (l *Ledger) Settled(ctx context.Context, index string) iter.Seq2[event.MediumID, error] {
+	return func(yield func(event.MediumID, error) bool) {
+		for m, err := range l.all(ctx, index, 0) {
+			if err != nil {
+				yield(event.MediumID{}, err)
+				return
+			}
+			if bytes.Contains(m.Data, retryAt) { // in a string it would stand with a backslash
+				continue
+			}
+			head, version, _ := cutLast(m.Subject)
+			_, object, _ := cutLast(head)
+			if !yield(event.MediumID{Object: object, Version: version}, nil) {
+				return
+			}
+		}
+	}
+}
+
+// retryAt is the member of entries that are to be tried again.
+var retryAt = []byte(`"retry_at":`)
+
+func cutLast(subject string) (before, last string, found bool) {
+	i := strings.LastIndexByte(subject, '.')
+	if i < 0 {
+		return "", subject, false
+	}
+	return subject[:i], subject[i+1:], true
+}
+
+// Size is how many entries the ledger has, of all indexes.
+func (l *Ledger) Size(ctx context.Context) (int, error) {
+	state, err := l.bus.State(ctx, topology.Media)
+	return int(state.Msgs), err
+}
+
+func (l *Ledger) all(ctx context.Context, index string, upTo uint64) iter.Seq2[bus.Stored, error] {
+	return func(yield func(bus.Stored, error) bool) {
 		mine := l.bus.Subject("media", index) + "."
 		next, n := uint64(0), 0
 	pass:
 		for filter := mine + ">"; ; filter = ">" {
 			for m, err := range l.bus.Scan(ctx, topology.Media, filter, next) {
 				if err != nil {
-					yield(Entry{}, err)
+					yield(bus.Stored{}, err)
 					return
 				}
 				if upTo > 0 && m.Sequence > upTo {
@@ -199,8 +253,7 @@ func (l *Ledger) All(ctx context.Context, index string, upTo uint64) iter.Seq2[E
 				if next = m.Sequence + 1; !strings.HasPrefix(m.Subject, mine) {
 					continue
 				}
-				e, err := entry(m)
-				if !yield(e, err) || err != nil {
+				if !yield(m, nil) {
 					return
 				}
 				if n++; n == few {

@@ -178,8 +178,8 @@ type Job struct {
 	Preset     json.RawMessage  `json:"prompt_preset,omitempty"`
 	Status     JobStatus        `json:"status"`
 	Progress   Progress         `json:"progress"`
-	Cursor     string           `json:"cursor,omitempty"` // a listing goes on behind this path
-	AsOf       uint64           `json:"as_of,omitempty"`  // the progress is true as of this sequence of files
+	Left       []Range          `json:"left,omitempty"`  // of the listing, while it is planned; none: all of it
+	AsOf       uint64           `json:"as_of,omitempty"` // the progress is true as of this sequence of files
 	RetryOf    string           `json:"retry_of,omitempty"`
 	RetryPath  string           `json:"retry_path,omitempty"` // the one file of RetryOf that is retried; "": all that failed
 	Error      string           `json:"error_message,omitempty"`
@@ -307,4 +307,29 @@ type Scan struct {
 	Scans      int       `json:"scans"`
 	Error      string    `json:"error,omitempty"`
 	Baseline   bool      `json:"baseline,omitempty"` // what is there now shall be settled as baseline by the next scan
+	// Underway is the listing that has begun and not come to its end: where the next one goes on, whatever ended this
+	// one. It is written every few seconds, so a short scan has none.
+	Underway *Underway `json:"underway,omitempty"`
 }
+
+// Underway is a listing that has not come to its end.
+type Underway struct {
+	Ring      string    `json:"ring"`          // the request it serves
+	Row       bool      `json:"row,omitempty"` // that request is the automation's standing timer
+	Rev       int       `json:"config_rev"`    // of the automation: another configuration is another listing
+	StartedAt time.Time `json:"started_at"`
+	Listed    int       `json:"listed"` // as in Scan, so far
+	Found     int       `json:"found"`
+	Drift     int       `json:"drift"`
+	Refused   string    `json:"refused,omitempty"` // a name that cannot be imported
+	Left      []Range   `json:"left"`
+}
+
+// Range is a part of a listing: the keys behind After up to and including Until, "" meaning to the end.
+type Range struct {
+	After string `json:"after,omitempty"`
+	Until string `json:"until,omitempty"`
+}
+
+// Holds reports whether key is in the range.
+func (r Range) Holds(key string) bool { return key > r.After && (r.Until == "" || key <= r.Until) }

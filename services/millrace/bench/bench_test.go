@@ -29,12 +29,12 @@ func TestFigures(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "bench.md")
 	var table bytes.Buffer
 	rows, err := bench.Run(t.Context(), bench.Config{
-		Only: []string{"arrivals", "reference", "nats"}, Scale: bench.Small, Out: out, Table: &table, Progress: t.Output(), Program: program,
+		Only: []string{"match", "arrivals", "rescan", "reference", "nats"}, Scale: bench.Small, Out: out, Table: &table, Progress: t.Output(), Program: program,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(rows) != 3 {
+	if len(rows) != 6 {
 		t.Fatalf("%d rows", len(rows))
 	}
 	for _, r := range rows {

@@ -16,7 +16,10 @@ type figure struct {
 
 // figures is the table, in the order in which a file travels.
 var figures = []figure{
+	{"match", "notifications decoded and matched", matching},
 	{"arrivals", "notifications to stored arrivals", arrivals},
+	{"list", "names of a large bucket listed", lists},
+	{"rescan", "a scan of a large bucket that holds nothing new", rescan},
 	{"reference", "small files registered by reference, from window close to published run", reference},
 	{"small", "small files copied into a folder library", small},
 	{"large", "large files copied into a folder library", large},
@@ -41,6 +44,7 @@ const (
 type sizes struct {
 	rounds        int
 	notifications int
+	objects       int   // of a bucket that is listed
 	files         int   // of reference and small
 	large         int64 // bytes of one large file
 	windows       int
@@ -53,8 +57,8 @@ type sizes struct {
 }
 
 var scales = map[Scale]sizes{
-	Small: {rounds: 1, notifications: 2_000, files: 200, large: 8 << 20, windows: 500, automations: 200, idle: 3 * time.Second, media: 20_000, requests: 10, webhooks: 50, events: 10},
-	Full:  {rounds: 3, notifications: 100_000, files: 10_000, large: 512 << 20, windows: 100_000, automations: 10_000, idle: time.Minute, media: 1_000_000, requests: 100, webhooks: 1_000, events: 100},
+	Small: {rounds: 1, notifications: 2_000, objects: 20_000, files: 200, large: 8 << 20, windows: 500, automations: 200, idle: 3 * time.Second, media: 20_000, requests: 10, webhooks: 50, events: 10},
+	Full:  {rounds: 3, notifications: 100_000, objects: 1_000_000, files: 10_000, large: 512 << 20, windows: 100_000, automations: 10_000, idle: time.Minute, media: 1_000_000, requests: 100, webhooks: 1_000, events: 100},
 }
 
 // lab is what a figure is measured in.

@@ -19,6 +19,7 @@ type benchCommand struct {
 
 	// What the bench starts this program for.
 	Figure string `hidden:"" help:"Measure one figure in this process and print it as JSON."`
+	Names  string `hidden:"" help:"List the bucket at this address as a scan does, a name per line."`
 	Alone  string `hidden:"" help:"Start the broker of this data folder alone and print how that went as JSON." type:"path"`
 }
 
@@ -37,6 +38,8 @@ func (c *benchCommand) Run(ctx context.Context) error {
 		return nil
 	case c.Figure != "":
 		return bench.Measure(ctx, c.Figure, c.Dir, c.Scale, program, os.Stdout)
+	case c.Names != "":
+		return bench.WriteNames(ctx, c.Names, os.Stdout)
 	case c.Alone != "":
 		return bench.BrokerAlone(ctx, c.Alone, os.Stdout)
 	}
