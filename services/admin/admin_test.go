@@ -205,6 +205,10 @@ type source struct {
 
 func (s *source) Close() error { return nil }
 
+func (s *source) Open(context.Context, string, string, int64, int64) (io.ReadCloser, error) {
+	return io.NopCloser(strings.NewReader("x")), s.err
+}
+
 func (s *source) List(_ context.Context, opts bucket.ListOptions) iter.Seq2[bucket.Object, error] {
 	return func(yield func(bucket.Object, error) bool) {
 		if s.err != nil {

@@ -128,9 +128,9 @@ func TestExplainWhyNot(t *testing.T) {
 	}
 	w.do("GET", "/explain?connector_id="+connector, nil).refused(422, "validation_error", "path", "is required")
 	w.do("GET", "/explain?path=x", nil).refused(422, "validation_error", "connector_id")
-	s3 := w.explain(f.spare, "x.mp4")
-	if !strings.Contains(s3.str("storage_error"), "cannot read s3") {
-		t.Errorf("%s", s3.raw)
+	azure := w.explain(w.do("POST", "/connectors/azure", azureBody()).want(201).str("connector_id"), "x.mp4")
+	if !strings.Contains(azure.str("storage_error"), "cannot read azure") {
+		t.Errorf("%s", azure.raw)
 	}
 }
 

@@ -60,7 +60,7 @@ func newWorld(t testing.TB) *world {
 	must(t, err)
 	w.exports, err = Open(t.Context(), w.bus)
 	must(t, err)
-	w.opener, err = connector.New(connector.Config{AllowDirs: []string{w.outbox}}, w.connectors)
+	w.opener, err = connector.New(connector.Config{AllowDirs: []string{w.outbox}, AllowEndpoints: []string{"127.0.0.1"}}, w.connectors)
 	must(t, err)
 	must(t, w.connectors.Put(t.Context(), "outbox", store.Connector{
 		ID: "outbox", Provider: "dir", Status: "active", Scopes: []string{"export"}, Path: w.outbox, ExportBasePath: "exports",

@@ -37,6 +37,7 @@ type s3Record struct {
 	S3   struct {
 		Bucket struct {
 			Name string `json:"name"`
+			ARN  string `json:"arn"`
 		} `json:"bucket"`
 		Object struct {
 			Key       string `json:"key"` // as in the body of a form
@@ -130,6 +131,9 @@ func s3Records(c store.Connector, records []s3Record) ([]event.Notification, err
 func (r *s3Record) decode(c store.Connector) (event.Notification, error) {
 	o := &r.S3.Object
 	n := event.Notification{Path: formDecoded(o.Key), Order: s3Order(o.Sequencer)}
+	if strings.HasPrefix(r.S3.Bucket.ARN, "arn:aws:s3:::/") { // versitygw, which puts the path there, and keys as they are
+		n.Path = o.Key
+	}
 	kind, detail, _ := strings.Cut(strings.TrimPrefix(r.Name, "s3:"), ":")
 	switch kind {
 	case "ObjectCreated":
