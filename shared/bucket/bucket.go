@@ -10,7 +10,7 @@
 // replaces the whole object or leaves what was there, a Delete of an absent key succeeds. What makes sense to repeat is
 // what Permanent denies:
 //
-//   - Permanent errors are about the object or about rights: ErrNotExist, ErrChanged, ErrUnreadable, ErrName,
+//   - Permanent errors are about the object or about rights: ErrNotExist, ErrChanged, ErrArchived, ErrUnreadable, ErrName,
 //     ErrPermission, ErrCredentials, ErrNoBucket and errors.ErrUnsupported. Trying the same call again gives the same
 //     answer until a person or the owner of the object does something.
 //   - Everything else may pass: time-outs, ErrThrottled, ErrUnavailable, ErrStalled, ErrChecksum, ErrFull, a broken

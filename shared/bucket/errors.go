@@ -19,8 +19,11 @@ var (
 	// ErrChanged: the version asked for was replaced, or changed while it was being read.
 	ErrChanged = errors.New("object has changed")
 
-	// ErrUnreadable: the object is there and will not be served: archived, encrypted with a key we do not have, a
-	// folder closed to us.
+	// ErrArchived: the object lies in a tier from which it has to be restored before it can be read.
+	ErrArchived = errors.New("object is archived")
+
+	// ErrUnreadable: the object is there and will not be served: encrypted with a key we do not have, a folder closed
+	// to us.
 	ErrUnreadable = errors.New("object cannot be read")
 
 	// ErrName: the provider, or CheckKey, refuses the name.
@@ -84,6 +87,7 @@ const (
 	ClassNone        Class = ""            // no error
 	ClassNotExist    Class = "not_exist"   // permanent
 	ClassChanged     Class = "changed"     // permanent
+	ClassArchived    Class = "archived"    // permanent
 	ClassUnreadable  Class = "unreadable"  // permanent
 	ClassName        Class = "name"        // permanent
 	ClassUnsupported Class = "unsupported" // permanent
@@ -112,6 +116,7 @@ var classes = []struct {
 	{ErrPermission, ClassPermission},
 	{ErrChanged, ClassChanged},
 	{ErrNotExist, ClassNotExist},
+	{ErrArchived, ClassArchived},
 	{ErrUnreadable, ClassUnreadable},
 	{ErrName, ClassName},
 	{errors.ErrUnsupported, ClassUnsupported},
@@ -159,7 +164,7 @@ func ClassOf(err error) Class {
 // Permanent reports whether the same call will fail the same way until somebody changes something.
 func (c Class) Permanent() bool {
 	switch c {
-	case ClassNotExist, ClassChanged, ClassUnreadable, ClassName, ClassUnsupported,
+	case ClassNotExist, ClassChanged, ClassArchived, ClassUnreadable, ClassName, ClassUnsupported,
 		ClassPermission, ClassCredentials, ClassNoBucket:
 		return true
 	}
