@@ -47,6 +47,12 @@ func decode(c store.Connector, data []byte) (event.Notification, error) {
 	if !utf8.Valid(data) {
 		return p.Notification, errors.New("decode notification: not valid UTF-8")
 	}
+	if n, ok, err := decodeGrid(c, data); ok {
+		if err != nil {
+			return n, err
+		}
+		return n, check(n)
+	}
 	if err := json.Unmarshal(data, &p); err != nil {
 		return event.Notification{}, fmt.Errorf("decode notification: %w", err)
 	}

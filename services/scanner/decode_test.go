@@ -93,8 +93,8 @@ func FuzzDecode(f *testing.F) {
 	f.Add(push("OBJECT_FINALIZE", "", pushedObject))
 	f.Add([]byte(`{"op":"created","path":"a"}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		for _, provider := range []string{"gcs", "dir"} {
-			n, err := decode(store.Connector{Provider: provider, Bucket: "drop"}, data)
+		for _, provider := range []string{"gcs", "azure", "dir"} {
+			n, err := decode(store.Connector{Provider: provider, Bucket: "drop", Container: "drop"}, data)
 			if err == nil && (n.Path == "" || n.Op != event.Created && n.Op != event.Deleted) {
 				t.Errorf("%q was taken for %+v", data, n)
 			}
