@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"mime"
+	"net"
 	"net/http"
 	"path"
 	"slices"
@@ -44,7 +46,7 @@ type connector struct {
 	Bucket         *string  `json:"bucket"`
 	Region         *string  `json:"region"`
 	Project        *string  `json:"gcp_project_id"`
-	EndpointURL    *string  `json:"endpoint_url" doc:"gcs, s3: a server other than the provider's own"`
+	EndpointURL    *string  `json:"endpoint_url" doc:"gcs, s3, azure: a server other than the provider's own"`
 	ForcePathStyle bool     `json:"force_path_style" doc:"s3: the bucket stands in the path and not in the host name"`
 	Subscription   *string  `json:"subscription" doc:"gcs: the Pub/Sub subscription that notifications are pulled from"`
 	StorageAccount *string  `json:"storage_account"`
@@ -117,7 +119,7 @@ func (a *Admin) connectorRoutes() {
 	register(a, route{method: "GET", path: "/connectors/{connector_id}", scope: read, tag: tag, summary: "Get a connector"}, a.getConnector)
 	register(a, route{
 		method: "POST", path: "/connectors/{connector_id}/test", scope: write, tag: tag, timeout: testTimeout + requestTimeout,
-		summary: "Test a connector", about: "Lists the storage. 200 whether that works or not; the outcome is also stored with the connector.",
+		summary: "Test a connector", about: "Lists the storage and reads a byte of an object. 200 whether that works or not; the outcome is also stored with the connector.",
 	}, a.testConnector)
 	register(a, route{
 		method: "POST", path: "/connectors/{connector_id}/browse", scope: read, tag: tag, timeout: browseTimeout,
@@ -234,22 +236,39 @@ func (a *Admin) testConnector(ctx context.Context, in *connectorPath) (*body[con
 	return &body[connectorTest]{connectorTest{Success: failure == "", ErrorMessage: orNull(failure)}}, nil
 }
 
-// try opens the storage afresh and lists up to one object; it returns what failed, "" for nothing.
+// try opens the storage afresh, lists up to one object and reads a byte of it; it returns what failed, "" for nothing, and
+// which steps it took.
 func (a *Admin) try(ctx context.Context, c store.Connector) string {
 	ctx, cancel := context.WithTimeout(ctx, testTimeout)
 	defer cancel()
+	failed := func(err error, tried string) string { return remedy(c, err) + " Tried: " + tried + "." }
 	src, err := a.deps.Sources.Open(ctx, c)
 	if err != nil {
-		return remedy(c, err)
+		return failed(err, "opening it with its credentials, which failed")
 	}
 	defer func() { _ = src.Close() }()
+	var first bucket.Object
 	for o, err := range src.List(ctx, bucket.ListOptions{Delimiter: true}) {
 		if err != nil && !elsewhere(o, err) {
-			return remedy(c, err)
+			return failed(err, "opening it with its credentials, done; listing, which failed")
 		}
-		break
+		if first = o; err == nil {
+			break
+		}
 	}
-	return ""
+	if c.Provider == "dir" || first.Path == "" || first.Size == 0 {
+		return ""
+	}
+	r, err := src.Open(ctx, first.Path, first.Version, 0, 1)
+	if err == nil {
+		_, err = io.Copy(io.Discard, r)
+		err = errors.Join(err, r.Close())
+	}
+	switch bucket.ClassOf(err) {
+	case bucket.ClassNone, bucket.ClassNotExist, bucket.ClassChanged, bucket.ClassArchived, bucket.ClassUnreadable:
+		return "" // about this object alone
+	}
+	return failed(err, "opening it with its credentials, done; listing, done; reading an object, which failed")
 }
 
 // elsewhere reports whether an error of a listing is about one sub-folder alone; see bucket.Source.
@@ -260,8 +279,11 @@ func elsewhere(o bucket.Object, err error) bool {
 // remedy says what went wrong with a connector's storage and what to do about it.
 func remedy(c store.Connector, err error) string {
 	place := fmt.Sprintf("bucket %q", c.Bucket)
-	if c.Provider == "dir" {
+	switch c.Provider {
+	case "dir":
 		place = fmt.Sprintf("folder %q", c.Path)
+	case "azure":
+		place = fmt.Sprintf("container %q of the storage account %q", c.Container, c.StorageAccount)
 	}
 	say := func(format string, args ...any) string {
 		return fmt.Sprintf(format, args...) + " (" + shortened(err.Error()) + ")"
@@ -278,12 +300,23 @@ func remedy(c store.Connector, err error) string {
 		if c.Provider == "dir" {
 			return say("The %s cannot be read by the user this server runs as: change its permissions.", place)
 		}
+		if c.Provider == "azure" {
+			return say("The credentials do not allow listing or reading the %s: give the service principal the role "+
+				"Storage Blob Data Reader on it, and Storage Blob Data Contributor for exports.", place)
+		}
 		return say("The credentials do not allow listing the %s: give the service account the role roles/storage.objectViewer on it.", place)
 	case bucket.ClassCredentials:
+		if c.Provider == "azure" {
+			return say("The credentials were refused: make a new client secret, signature or key and give it to the connector.")
+		}
 		return say("The credentials were refused: make a new key for the service account and a connector with it.")
 	case bucket.ClassTimeout, bucket.ClassStalled:
 		return say("The storage of the %s did not answer in time: check the network and the endpoint, then test again.", place)
 	case bucket.ClassUnavailable, bucket.ClassThrottled, bucket.ClassBroken:
+		var unknown *net.DNSError
+		if c.Provider == "azure" && errors.As(err, &unknown) && unknown.IsNotFound {
+			return say("There is no storage account %q: check its name, or the endpoint.", c.StorageAccount)
+		}
 		return say("The storage of the %s cannot be reached now: check the network and the endpoint, then test again.", place)
 	}
 	return say("The %s cannot be listed.", place)

@@ -26,7 +26,7 @@ func without(o obj, name string) obj {
 	return o
 }
 
-// Connectors whose storage cannot be read yet are records: sealed, listed, changed, and refused where a storage is needed.
+// Credentials are sealed. Connectors whose storage cannot be read yet are records: sealed, listed, changed, and refused where a storage is needed.
 func TestCloudConnectors(t *testing.T) {
 	w := newWorld(t)
 	f := w.fixture()
@@ -40,11 +40,14 @@ func TestCloudConnectors(t *testing.T) {
 		t.Errorf("azure: %s", azure.raw)
 	}
 	for _, c := range []answer{s3, azure} {
-		id := c.str("connector_id")
+		id, driver := c.str("connector_id"), c.str("provider") != "s3"
 		stored, _, err := w.connectors.Get(t.Context(), id)
 		must(t, err)
 		if _, err := w.keeper.Open(stored.Credentials, admin.CredentialsAAD(id)); err != nil || strings.Contains(stored.Credentials, "PLANTED") {
 			t.Errorf("sealed as %q: %v", stored.Credentials, err)
+		}
+		if driver {
+			continue
 		}
 		w.do("POST", "/connectors/"+id+"/browse", obj{}).refused(400, "connector_provider_unsupported", "storage")
 		w.do("POST", "/import-jobs", obj{"connector_id": id, "index_id": f.index}).refused(400, "connector_provider_unsupported")

@@ -41,8 +41,8 @@ func (s Sources) Opener(ctx context.Context, env service.Env) (*connector.Opener
 
 // Library are the flags of the library.
 type Library struct {
-	Library         string `help:"Where imported media are kept: a folder, gs://BUCKET/PREFIX, or none to register them by reference (default: library in the data folder)." placeholder:"DIR|gs://…|none"`
-	LibraryEndpoint string `help:"Address of a storage emulator for a gs:// library." hidden:""`
+	Library         string `help:"Where imported media are kept: a folder, gs://BUCKET/PREFIX, az://ACCOUNT/CONTAINER/PREFIX, or none to register them by reference (default: library in the data folder)." placeholder:"DIR|gs://…|az://…|none"`
+	LibraryEndpoint string `help:"Address of a storage emulator for a gs:// or az:// library." hidden:""`
 }
 
 // Open opens the library; nil for none.

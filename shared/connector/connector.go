@@ -3,6 +3,7 @@ package connector
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"millrace/shared/bucket"
+	"millrace/shared/bucket/azure"
 	"millrace/shared/bucket/dir"
 	"millrace/shared/bucket/gcs"
 	"millrace/shared/secret"
@@ -101,7 +103,8 @@ func (o *Opener) Source(ctx context.Context, id string) (bucket.Source, store.Co
 
 // sameAccess reports whether two records of one connector lead to the same bucket with the same rights.
 func sameAccess(a, b store.Connector) bool {
-	return a.Path == b.Path && a.Bucket == b.Bucket && a.EndpointURL == b.EndpointURL && a.Credentials == b.Credentials
+	return a.Path == b.Path && a.Bucket == b.Bucket && a.StorageAccount == b.StorageAccount && a.Container == b.Container &&
+		a.EndpointURL == b.EndpointURL && a.Credentials == b.Credentials
 }
 
 // Open opens the bucket of a record that need not be stored. The caller closes it.
@@ -119,8 +122,33 @@ func (o *Opener) Open(ctx context.Context, c store.Connector) (bucket.Source, er
 			return nil, err
 		}
 		return gcs.NewSource(ctx, gcs.Config{Bucket: c.Bucket, Project: c.Project, Endpoint: c.EndpointURL, CredentialsJSON: key})
+	case "azure":
+		cfg, err := o.azure(c)
+		if err != nil {
+			return nil, err
+		}
+		return azure.NewSource(cfg)
 	}
 	return nil, fmt.Errorf("connector %s: provider %q: %w", c.ID, c.Provider, errors.ErrUnsupported)
+}
+
+// azure returns what an azure connector is opened with. It has credentials of its own: those of this machine are for the
+// operator to use.
+func (o *Opener) azure(c store.Connector) (azure.Config, error) {
+	cfg := azure.Config{Account: c.StorageAccount, Container: c.Container, Endpoint: c.EndpointURL}
+	sealed, err := o.Credentials(c)
+	if err != nil {
+		return cfg, err
+	}
+	var opened store.AzureCredentials
+	if json.Unmarshal(sealed, &opened) != nil || opened == (store.AzureCredentials{}) {
+		return cfg, fmt.Errorf("connector %s has no credentials: %w", c.ID, bucket.ErrCredentials)
+	}
+	cfg.Credentials = azure.Credentials{
+		TenantID: opened.TenantID, ClientID: opened.ClientID, ClientSecret: opened.ClientSecret,
+		SAS: opened.SAS, AccountKey: opened.AccountKey,
+	}
+	return cfg, nil
 }
 
 // Credentials opens the sealed credentials of a connector; nil when it has none.
@@ -171,12 +199,13 @@ func (o *Opener) allowed(path string) bool {
 	return false
 }
 
-// OpenLibrary opens the library that spec names: a folder, gs://bucket/prefix, or none, for which it returns nil. For
-// Google Cloud Storage the machine's own credentials are used; endpoint, when not empty, is an emulator's.
+// OpenLibrary opens the library that spec names: a folder, gs://BUCKET/PREFIX, az://ACCOUNT/CONTAINER/PREFIX, or none, for
+// which it returns nil. In a cloud the machine's own credentials are used, for Azure the key of the account if
+// AZURE_STORAGE_KEY has one. Endpoint, when not empty, is another server's than the provider's, such as an emulator's.
 func OpenLibrary(ctx context.Context, spec, endpoint string) (bucket.Library, error) {
 	switch {
 	case spec == "":
-		return nil, errors.New("library: required: a folder, gs://BUCKET/PREFIX or none")
+		return nil, errors.New("library: required: a folder, gs://BUCKET/PREFIX, az://ACCOUNT/CONTAINER/PREFIX or none")
 	case spec == "none":
 		return nil, nil
 	case strings.HasPrefix(spec, "gs://"):
@@ -185,8 +214,21 @@ func OpenLibrary(ctx context.Context, spec, endpoint string) (bucket.Library, er
 			return nil, fmt.Errorf("library %q: want gs://BUCKET/PREFIX", spec)
 		}
 		return gcs.NewLibrary(ctx, gcs.Config{Bucket: u.Host, Prefix: strings.TrimPrefix(u.Path, "/"), Endpoint: endpoint})
+	case strings.HasPrefix(spec, "az://"):
+		u, err := url.Parse(spec)
+		if err != nil {
+			return nil, fmt.Errorf("library %q: want az://ACCOUNT/CONTAINER/PREFIX", spec)
+		}
+		name, prefix, _ := strings.Cut(strings.TrimPrefix(u.Path, "/"), "/")
+		if u.Host == "" || name == "" {
+			return nil, fmt.Errorf("library %q: want az://ACCOUNT/CONTAINER/PREFIX", spec)
+		}
+		return azure.NewLibrary(azure.Config{
+			Account: u.Host, Container: name, Prefix: prefix, Endpoint: endpoint,
+			Credentials: azure.Credentials{AccountKey: os.Getenv("AZURE_STORAGE_KEY")},
+		})
 	case strings.Contains(spec, "://"):
-		return nil, fmt.Errorf("library %q: want a folder, gs://BUCKET/PREFIX or none", spec)
+		return nil, fmt.Errorf("library %q: want a folder, gs://BUCKET/PREFIX, az://ACCOUNT/CONTAINER/PREFIX or none", spec)
 	}
 	path, err := filepath.Abs(spec)
 	if err != nil {

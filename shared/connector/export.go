@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"millrace/shared/bucket"
+	"millrace/shared/bucket/azure"
 	"millrace/shared/bucket/dir"
 	"millrace/shared/bucket/gcs"
 	"millrace/shared/store"
@@ -42,6 +43,12 @@ func (o *Opener) Writer(ctx context.Context, c store.Connector) (Writer, error) 
 			return nil, err
 		}
 		return gcs.NewLibrary(ctx, gcs.Config{Bucket: c.Bucket, Project: c.Project, Endpoint: c.EndpointURL, CredentialsJSON: key})
+	case "azure":
+		cfg, err := o.azure(c)
+		if err != nil {
+			return nil, err
+		}
+		return azure.NewLibrary(cfg)
 	}
 	return nil, fmt.Errorf("connector %s: provider %q: %w", c.ID, c.Provider, errors.ErrUnsupported)
 }

@@ -2,20 +2,32 @@ package connector
 
 import (
 	"errors"
+	"path/filepath"
 	"testing"
 
+	"millrace/shared/secret"
 	"millrace/shared/store"
 )
 
 // What a record says of its driver holds for writing too.
 func TestWriterHasDriver(t *testing.T) {
 	dir := t.TempDir()
-	o, err := New(Config{AllowDirs: []string{dir}}, nil)
+	keeper, err := secret.Load(filepath.Join(dir, "key"), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := New(Config{AllowDirs: []string{dir}, Keeper: keeper}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, provider := range []string{"dir", "gcs", "s3", "azure"} {
-		c := store.Connector{ID: "c", Provider: provider, Path: dir, Bucket: "b", EndpointURL: "http://127.0.0.1:1"}
+		c := store.Connector{ID: "c", Provider: provider, Path: dir, Bucket: "b", EndpointURL: "http://127.0.0.1:1", StorageAccount: "a", Container: "c"}
+		if c.Credentials, err = keeper.Seal([]byte(`{"account_key":"a2V5"}`), "c/credentials"); provider != "azure" {
+			c.Credentials = ""
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
 		w, err := o.Writer(t.Context(), c)
 		if err == nil {
 			_ = w.Close()
