@@ -103,23 +103,16 @@ func (a *Admin) allowOrigin(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(message{"allowed"})
 }
 
-// cloudEvent is the attributes of an event whose data are the body of the request.
-type cloudEvent struct {
-	SpecVersion string `header:"Ce-Specversion" hidden:"true"`
-	Type        string `header:"Ce-Type" hidden:"true"`
-	Source      string `header:"Ce-Source" hidden:"true"`
-	Subject     string `header:"Ce-Subject" hidden:"true"`
-	ID          string `header:"Ce-Id" hidden:"true"`
-	Time        string `header:"Ce-Time" hidden:"true"`
-}
-
-// whole returns the event in one piece, or data as they are if they belong to none.
-func (e cloudEvent) whole(data []byte) ([]byte, error) {
-	if e.SpecVersion == "" || !json.Valid(data) {
-		return data, nil
+// whole returns a CloudEvent in one piece, whose data are the body and whose attributes are headers; any other body as it
+// is.
+func (in *pushedNotification) whole() ([]byte, error) {
+	if in.SpecVersion == "" || !json.Valid(in.RawBody) {
+		return in.RawBody, nil
 	}
-	members := map[string]any{"specversion": e.SpecVersion, "type": e.Type, "source": e.Source, "id": e.ID, "data": json.RawMessage(data)}
-	for name, value := range map[string]string{"subject": e.Subject, "time": e.Time} {
+	members := map[string]any{
+		"specversion": in.SpecVersion, "type": in.Type, "source": in.Source, "id": in.ID, "data": json.RawMessage(in.RawBody),
+	}
+	for name, value := range map[string]string{"subject": in.Subject, "time": in.Time} {
 		if value != "" {
 			members[name] = value
 		}

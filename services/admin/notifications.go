@@ -19,8 +19,15 @@ const (
 
 type pushedNotification struct {
 	Connector string `path:"connector_id"`
-	cloudEvent
-	RawBody []byte `contentType:"*/*"`
+	RawBody   []byte `contentType:"*/*"`
+
+	// Of a CloudEvent in binary mode; its data are the body.
+	SpecVersion string `header:"Ce-Specversion" hidden:"true"`
+	Type        string `header:"Ce-Type" hidden:"true"`
+	Source      string `header:"Ce-Source" hidden:"true"`
+	Subject     string `header:"Ce-Subject" hidden:"true"`
+	ID          string `header:"Ce-Id" hidden:"true"`
+	Time        string `header:"Ce-Time" hidden:"true"`
 }
 
 type pushed struct {
@@ -46,7 +53,7 @@ func (a *Admin) takeNotification(ctx context.Context, in *pushedNotification) (*
 	if err != nil {
 		return nil, err
 	}
-	data, err := in.whole(in.RawBody)
+	data, err := in.whole()
 	if err != nil {
 		return nil, err
 	}
