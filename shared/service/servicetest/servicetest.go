@@ -66,9 +66,8 @@ func Cluster(t testing.TB) []*bus.Bus {
 		}
 	}
 	b := buses[0]
-	if err := b.Apply(t.Context(), b.JetStream()); err != nil {
-		t.Fatal(err)
-	}
+	// A cluster on a busy machine may not answer in time; services are patient as well.
+	Eventually(t, "the topology is applied", func() error { return b.Apply(t.Context(), b.JetStream()) })
 	Eventually(t, "all streams have leaders", func() error { return b.Complete(t.Context(), b.JetStream()) })
 	return buses
 }
