@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"millrace/shared/event"
@@ -35,23 +36,26 @@ type newAzureConnector struct {
 		ExportBasePath string   `json:"export_base_path,omitempty" maxLength:"1024" doc:"prefix under which exports are written"`
 		StorageAccount string   `json:"storage_account" minLength:"1" maxLength:"64"`
 		Container      string   `json:"container" minLength:"1" maxLength:"63"`
-		TenantID       string   `json:"tenant_id" minLength:"1" maxLength:"256"`
-		ClientID       string   `json:"client_id" minLength:"1" maxLength:"256"`
-		ClientSecret   string   `json:"client_secret" minLength:"1" maxLength:"1024"`
+		TenantID       string   `json:"tenant_id,omitempty" minLength:"1" maxLength:"256" doc:"of a service principal, with client_id and client_secret"`
+		ClientID       string   `json:"client_id,omitempty" minLength:"1" maxLength:"256"`
+		ClientSecret   string   `json:"client_secret,omitempty" minLength:"1" maxLength:"1024"`
+		SAS            string   `json:"sas_token,omitempty" minLength:"1" maxLength:"2048" doc:"a shared access signature, in place of a service principal"`
+		AccountKey     string   `json:"account_key,omitempty" minLength:"1" maxLength:"256" doc:"the key of the account, in place of a service principal"`
+		EndpointURL    string   `json:"endpoint_url,omitempty" maxLength:"1024" doc:"the root of the account at another place than ACCOUNT.blob.core.windows.net"`
 	}
 }
 
 func (a *Admin) cloudRoutes() {
 	const tag = "Connectors"
 	const about = "The credentials are encrypted at rest and never shown again. The storage is not contacted; test does that. "
-	const yet = "This version keeps such a connector and cannot read its storage yet: a test says so, browse and imports answer 400."
 	register(a, route{
 		method: "POST", path: "/connectors/s3", scope: write, status: http.StatusCreated, tag: tag,
 		summary: "Connect an S3 bucket", about: about,
 	}, a.createS3)
 	register(a, route{
 		method: "POST", path: "/connectors/azure", scope: write, status: http.StatusCreated, tag: tag,
-		summary: "Connect an Azure Blob container", about: about + yet,
+		summary: "Connect an Azure Blob container",
+		about:   about + "Credentials are one of: tenant_id, client_id and client_secret of a service principal; sas_token; account_key.",
 	}, a.createAzure)
 	register(a, route{
 		method: "PATCH", path: "/connectors/{connector_id}", scope: write, tag: tag, summary: "Change a connector",
@@ -110,13 +114,35 @@ func (a *Admin) createAzure(ctx context.Context, in *newAzureConnector) (*body[c
 	var f fieldErrors
 	plainName(&f, "storage_account", b.StorageAccount)
 	plainName(&f, "container", b.Container)
+	checkEndpoint(&f, b.EndpointURL)
+	credentials := store.AzureCredentials{
+		TenantID: b.TenantID, ClientID: b.ClientID, ClientSecret: b.ClientSecret, SAS: b.SAS, AccountKey: b.AccountKey,
+	}
+	checkAzure(&f, credentials)
 	if err := f.err(); err != nil {
 		return nil, err
 	}
 	return a.createSealed(ctx, store.Connector{
 		ID: newID(ctx, "conn"), Name: b.Name, Provider: "azure", Scopes: scopesOr(b.Scopes), ImportMode: event.ImportMode(b.ImportMode),
-		ExportBasePath: b.ExportBasePath, StorageAccount: b.StorageAccount, Container: b.Container,
-	}, store.AzureCredentials{TenantID: b.TenantID, ClientID: b.ClientID, ClientSecret: b.ClientSecret})
+		ExportBasePath: b.ExportBasePath, StorageAccount: b.StorageAccount, Container: b.Container, EndpointURL: b.EndpointURL,
+	}, credentials)
+}
+
+// checkAzure wants credentials of one kind, whole.
+func checkAzure(f *fieldErrors, c store.AzureCredentials) {
+	principal := c.TenantID != "" || c.ClientID != "" || c.ClientSecret != ""
+	switch {
+	case principal && c.SAS != "" || c.AccountKey != "" && (principal || c.SAS != ""):
+		f.add("credentials", "must be of one kind: a service principal, sas_token or account_key")
+	case c.SAS != "" || c.AccountKey != "":
+		return
+	}
+	for name, value := range map[string]string{"tenant_id": c.TenantID, "client_id": c.ClientID, "client_secret": c.ClientSecret} {
+		if value == "" {
+			f.add(name, "is required: a service principal has tenant_id, client_id and client_secret")
+		}
+	}
+	slices.SortFunc(*f, func(x, y fieldError) int { return strings.Compare(x.Field, y.Field) })
 }
 
 func (a *Admin) createSealed(ctx context.Context, c store.Connector, credentials any) (*body[connector], error) {

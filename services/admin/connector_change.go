@@ -28,6 +28,8 @@ type patchConnector struct {
 		TenantID        *string         `json:"tenant_id,omitempty" minLength:"1" maxLength:"256" doc:"azure"`
 		ClientID        *string         `json:"client_id,omitempty" minLength:"1" maxLength:"256" doc:"azure"`
 		ClientSecret    *string         `json:"client_secret,omitempty" minLength:"1" maxLength:"1024" doc:"azure"`
+		SAS             *string         `json:"sas_token,omitempty" minLength:"1" maxLength:"2048" doc:"azure"`
+		AccountKey      *string         `json:"account_key,omitempty" minLength:"1" maxLength:"256" doc:"azure"`
 
 		// Where the storage is. These are here to be refused, as to ignore them would look like success.
 		Provider       any `json:"provider,omitempty" doc:"cannot be changed"`
@@ -61,8 +63,11 @@ func (in *patchConnector) checkFixed(f *fieldErrors) {
 func (in *patchConnector) credentials(provider string, f *fieldErrors) any {
 	n := in.Body
 	sets := map[string]map[string]*string{
-		"s3":    {"aws_access_key_id": n.AccessKeyID, "aws_secret_access_key": n.SecretKey},
-		"azure": {"tenant_id": n.TenantID, "client_id": n.ClientID, "client_secret": n.ClientSecret},
+		"s3": {"aws_access_key_id": n.AccessKeyID, "aws_secret_access_key": n.SecretKey},
+		"azure": {
+			"tenant_id": n.TenantID, "client_id": n.ClientID, "client_secret": n.ClientSecret,
+			"sas_token": n.SAS, "account_key": n.AccountKey,
+		},
 	}
 	given := 0
 	for owner, set := range sets {
@@ -79,7 +84,13 @@ func (in *patchConnector) credentials(provider string, f *fieldErrors) any {
 	if len(n.CredentialsFile) > 0 && provider != "gcs" {
 		f.add("credentials_file", "does not belong to a connector of the provider %s", provider)
 	}
-	if set := sets[provider]; given > 0 && given < len(set) {
+	azure := store.AzureCredentials{
+		TenantID: value(n.TenantID, ""), ClientID: value(n.ClientID, ""), ClientSecret: value(n.ClientSecret, ""),
+		SAS: value(n.SAS, ""), AccountKey: value(n.AccountKey, ""),
+	}
+	if provider == "azure" && given > 0 {
+		checkAzure(f, azure) // one of several sets
+	} else if set := sets[provider]; given > 0 && given < len(set) {
 		for name, value := range set {
 			if value == nil {
 				f.add(name, "is required: credentials are changed as a complete set")
@@ -96,7 +107,7 @@ func (in *patchConnector) credentials(provider string, f *fieldErrors) any {
 	case provider == "s3":
 		return store.S3Credentials{AccessKeyID: *n.AccessKeyID, SecretAccessKey: *n.SecretKey}
 	}
-	return store.AzureCredentials{TenantID: *n.TenantID, ClientID: *n.ClientID, ClientSecret: *n.ClientSecret}
+	return azure
 }
 
 func (a *Admin) patchConnector(ctx context.Context, in *patchConnector) (*body[connector], error) {

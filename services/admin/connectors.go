@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"mime"
+	"net"
 	"net/http"
 	"path"
 	"slices"
@@ -45,7 +46,7 @@ type connector struct {
 	Bucket         *string  `json:"bucket"`
 	Region         *string  `json:"region"`
 	Project        *string  `json:"gcp_project_id"`
-	EndpointURL    *string  `json:"endpoint_url" doc:"gcs, s3: a server other than the provider's own"`
+	EndpointURL    *string  `json:"endpoint_url" doc:"gcs, s3, azure: a server other than the provider's own"`
 	ForcePathStyle bool     `json:"force_path_style" doc:"s3: the bucket stands in the path and not in the host name"`
 	Subscription   *string  `json:"subscription" doc:"what notifications are pulled from. gcs: a Pub/Sub subscription; s3: the URL of an SQS queue"`
 	StorageAccount *string  `json:"storage_account"`
@@ -284,8 +285,11 @@ func elsewhere(o bucket.Object, err error) bool {
 // remedy says what went wrong with a connector's storage and what to do about it.
 func remedy(c store.Connector, err error) string {
 	place := fmt.Sprintf("bucket %q", c.Bucket)
-	if c.Provider == "dir" {
+	switch c.Provider {
+	case "dir":
 		place = fmt.Sprintf("folder %q", c.Path)
+	case "azure":
+		place = fmt.Sprintf("container %q of the storage account %q", c.Container, c.StorageAccount)
 	}
 	say := func(format string, args ...any) string {
 		return fmt.Sprintf(format, args...) + " (" + shortened(err.Error()) + ")"
@@ -308,18 +312,29 @@ func remedy(c store.Connector, err error) string {
 		if c.Provider == "dir" {
 			return say("The %s cannot be read by the user this server runs as: change its permissions.", place)
 		}
-		if c.Provider == "s3" {
+		switch c.Provider {
+		case "s3":
 			return say("The credentials do not allow this in the %s: add the action that is named to the policy of the user or role.", place)
+		case "azure":
+			return say("The credentials do not allow listing or reading the %s: give the service principal the role "+
+				"Storage Blob Data Reader on it, and Storage Blob Data Contributor for exports.", place)
 		}
 		return say("The credentials do not allow reading the %s: give the service account the role roles/storage.objectViewer on it.", place)
 	case bucket.ClassCredentials:
-		if c.Provider == "s3" {
+		switch c.Provider {
+		case "s3":
 			return say("The credentials were refused: make a new access key and change the connector to it.")
+		case "azure":
+			return say("The credentials were refused: make a new client secret, signature or key and change the connector to it.")
 		}
 		return say("The credentials were refused: make a new key for the service account and a connector with it.")
 	case bucket.ClassTimeout, bucket.ClassStalled:
 		return say("The storage of the %s did not answer in time: check the network and the endpoint, then test again.", place)
 	case bucket.ClassUnavailable, bucket.ClassThrottled, bucket.ClassBroken:
+		var unknown *net.DNSError
+		if c.Provider == "azure" && errors.As(err, &unknown) && unknown.IsNotFound {
+			return say("There is no storage account %q: check its name, or the endpoint.", c.StorageAccount)
+		}
 		return say("The storage of the %s cannot be reached now: check the network and the endpoint, then test again.", place)
 	}
 	return say("The %s cannot be listed.", place)

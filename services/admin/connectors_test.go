@@ -26,7 +26,7 @@ func without(o obj, name string) obj {
 	return o
 }
 
-// Connectors whose storage cannot be read yet are records: sealed, listed, changed, and refused where a storage is needed.
+// Credentials are sealed. Connectors whose storage cannot be read yet are records: sealed, listed, changed, and refused where a storage is needed.
 func TestCloudConnectors(t *testing.T) {
 	w := newWorld(t)
 	f := w.fixture()

@@ -22,11 +22,13 @@ var errIgnored = errors.New("not about a change of an object here")
 // errForm says that a notification is of no form that is known.
 var errForm = errors.New("not of a form that such a connector gets")
 
-// forms are what the storage systems of each provider send, beside our own form, which all of them may have.
+// forms are what the storage systems of each provider send, beside our own form, which all of them may have, as it is or
+// in a CloudEvent.
 var forms = map[string]func(c store.Connector, data []byte) ([]event.Notification, error){
-	"dir": decodeOwn,
-	"gcs": decodePubSub,
-	"s3":  decodeS3,
+	"dir":   decodeOwn,
+	"gcs":   decodePubSub,
+	"s3":    decodeS3,
+	"azure": decodeGrid,
 }
 
 // decode reads a notification for a connector: one change, or several. errIgnored means that there is nothing to do; any
@@ -39,7 +41,7 @@ func decode(c store.Connector, data []byte) ([]event.Notification, error) {
 	if !utf8.Valid(data) {
 		return nil, errors.New("decode notification: not valid UTF-8")
 	}
-	list, err := form(c, data)
+	list, err := form(c, unwrapped(data))
 	if errors.Is(err, errIgnored) {
 		return nil, err
 	}
@@ -52,6 +54,21 @@ func decode(c store.Connector, data []byte) ([]event.Notification, error) {
 		}
 	}
 	return list, nil
+}
+
+// unwrapped returns what a CloudEvent holds that was made around our own form, by whatever can make one; else data.
+func unwrapped(data []byte) []byte {
+	var e struct {
+		SpecVersion string          `json:"specversion"`
+		Data        json.RawMessage `json:"data"`
+	}
+	var own struct {
+		Op event.Op `json:"op"`
+	}
+	if json.Unmarshal(data, &e) != nil || e.SpecVersion != "1.0" || json.Unmarshal(e.Data, &own) != nil || own.Op == "" {
+		return data
+	}
+	return e.Data
 }
 
 // decodeOwn reads our own form.

@@ -97,7 +97,7 @@ func FuzzDecode(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		for provider := range forms {
-			list, err := decode(store.Connector{Provider: provider, Bucket: "drop"}, data)
+			list, err := decode(store.Connector{Provider: provider, Bucket: "drop", Container: "drop"}, data)
 			if err == nil && len(list) == 0 {
 				t.Errorf("%q says nothing and is not ignored", data)
 			}

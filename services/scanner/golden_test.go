@@ -18,8 +18,9 @@ import (
 // in PROVIDER-NAME.want what a connector of that provider makes of it.
 func TestNotificationsOfTheWild(t *testing.T) {
 	connectors := map[string]store.Connector{
-		"gcs": {Provider: "gcs", Bucket: "drop"},
-		"s3":  {Provider: "s3", Bucket: "drop"},
+		"gcs":   {Provider: "gcs", Bucket: "drop"},
+		"s3":    {Provider: "s3", Bucket: "drop"},
+		"azure": {Provider: "azure", StorageAccount: "drops", Container: "cams"},
 	}
 	seen := map[string]bool{}
 	for _, name := range goldens(t) {

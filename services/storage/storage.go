@@ -45,7 +45,7 @@ func (s Sources) Opener(ctx context.Context, env service.Env) (*connector.Opener
 
 // Library are the flags of the library.
 type Library struct {
-	Library         string `help:"Where imported media are kept: a folder, gs://BUCKET/PREFIX, s3://BUCKET/PREFIX (with ?endpoint=URL&region=NAME&path-style=true where needed), or none to register them by reference (default: library in the data folder)." placeholder:"DIR|gs://…|s3://…|none"`
+	Library         string `help:"Where imported media are kept: a folder, gs://BUCKET/PREFIX, s3://BUCKET/PREFIX (with ?endpoint=URL&region=NAME&path-style=true where needed), az://ACCOUNT/CONTAINER/PREFIX, or none to register them by reference (default: library in the data folder)." placeholder:"DIR|gs://…|s3://…|az://…|none"`
 	LibraryEndpoint string `help:"Address of a storage emulator for a library in a cloud." hidden:""`
 }
 

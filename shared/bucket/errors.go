@@ -19,8 +19,8 @@ var (
 	// ErrChanged: the version asked for was replaced, or changed while it was being read.
 	ErrChanged = errors.New("object has changed")
 
-	// ErrUnreadable: the object is there and will not be served: archived, encrypted with a key we do not have, a
-	// folder closed to us.
+	// ErrUnreadable: the object is there and will not be served: encrypted with a key we do not have, a folder closed
+	// to us.
 	ErrUnreadable = errors.New("object cannot be read")
 
 	// ErrArchived: the object lies in cold storage (S3 Glacier, the archive tier of Azure) and has to be restored by its

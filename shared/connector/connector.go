@@ -3,7 +3,6 @@ package connector
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/http"
@@ -15,6 +14,7 @@ import (
 	"time"
 
 	"millrace/shared/bucket"
+	"millrace/shared/bucket/azure"
 	"millrace/shared/bucket/dir"
 	"millrace/shared/bucket/gcs"
 	"millrace/shared/bucket/s3"
@@ -80,11 +80,11 @@ func New(cfg Config, reg *store.Register[store.Connector]) (*Opener, error) {
 	if err != nil {
 		return nil, err
 	}
-	roots, err := readRoots(cfg.CAFile)
+	trusted, err := trusting(cfg.CAFile)
 	if err != nil {
-		return nil, fmt.Errorf("--storage-ca: %w", err)
+		return nil, err
 	}
-	o := &Opener{cfg: cfg, reg: reg, open: make(map[string]*opened), transport: newTransport(guard, roots)}
+	o := &Opener{cfg: cfg, reg: reg, open: make(map[string]*opened), transport: newTransport(guard, trusted)}
 	o.raw = o.transport.Clone()
 	o.raw.DisableCompression = true
 	return o, nil
@@ -161,8 +161,8 @@ func (o *Opener) Report(ctx context.Context, id string, failure error) error {
 
 // sameAccess reports whether two records of one connector lead to the same bucket with the same rights.
 func sameAccess(a, b store.Connector) bool {
-	return a.Path == b.Path && a.Bucket == b.Bucket && a.Region == b.Region && a.EndpointURL == b.EndpointURL &&
-		a.ForcePathStyle == b.ForcePathStyle && a.Credentials == b.Credentials
+	return a.Path == b.Path && a.Bucket == b.Bucket && a.Region == b.Region && a.StorageAccount == b.StorageAccount &&
+		a.Container == b.Container && a.EndpointURL == b.EndpointURL && a.ForcePathStyle == b.ForcePathStyle && a.Credentials == b.Credentials
 }
 
 // Open opens the bucket of a record that need not be stored. The caller closes it.
@@ -186,6 +186,12 @@ func (o *Opener) Open(ctx context.Context, c store.Connector) (bucket.Source, er
 			return nil, err
 		}
 		return s3.NewSource(ctx, cfg)
+	case "azure":
+		cfg, err := o.azureConfig(c)
+		if err != nil {
+			return nil, err
+		}
+		return azure.NewSource(cfg)
 	}
 	return nil, fmt.Errorf("connector %s: provider %q: %w", c.ID, c.Provider, errors.ErrUnsupported)
 }
@@ -255,18 +261,19 @@ func (o *Opener) allowed(path string) bool {
 
 // LibraryConfig is where a library is.
 type LibraryConfig struct {
-	Spec     string // a folder, gs://BUCKET/PREFIX, s3://BUCKET/PREFIX?endpoint=…&region=…, or none
+	Spec     string // a folder, gs://BUCKET/PREFIX, s3://BUCKET/PREFIX?endpoint=…&region=…, az://ACCOUNT/CONTAINER/PREFIX, or none
 	Endpoint string // of an emulator; "": the provider's own
 	CAFile   string // as in Config
 }
 
-// OpenLibrary opens a library; nil for none. For one in a cloud the machine's own credentials are used. Its endpoint is the
-// operator's choice, so it may be anywhere.
+// OpenLibrary opens a library; nil for none. For one in a cloud the machine's own credentials are used, at Azure the key of
+// the account if AZURE_STORAGE_KEY has one. Its endpoint is the operator's choice, so it may be anywhere.
 func OpenLibrary(ctx context.Context, cfg LibraryConfig) (bucket.Library, error) {
+	const want = "a folder, gs://BUCKET/PREFIX, s3://BUCKET/PREFIX, az://ACCOUNT/CONTAINER/PREFIX or none"
 	spec := cfg.Spec
 	switch {
 	case spec == "":
-		return nil, errors.New("library: required: a folder, gs://BUCKET/PREFIX, s3://BUCKET/PREFIX or none")
+		return nil, errors.New("library: required: " + want)
 	case spec == "none":
 		return nil, nil
 	case strings.HasPrefix(spec, "gs://"):
@@ -276,15 +283,11 @@ func OpenLibrary(ctx context.Context, cfg LibraryConfig) (bucket.Library, error)
 		}
 		return gcs.NewLibrary(ctx, gcs.Config{Bucket: u.Host, Prefix: strings.TrimPrefix(u.Path, "/"), Endpoint: cfg.Endpoint})
 	case strings.HasPrefix(spec, "s3://"):
-		transport := s3.NewTransport()
-		roots, err := readRoots(cfg.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("--storage-ca: %w", err)
-		}
-		transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}
-		return openS3Library(ctx, spec, cfg.Endpoint, transport)
+		return openS3Library(ctx, cfg)
+	case strings.HasPrefix(spec, "az://"):
+		return openAzureLibrary(cfg)
 	case strings.Contains(spec, "://"):
-		return nil, fmt.Errorf("library %q: want a folder, gs://BUCKET/PREFIX, s3://BUCKET/PREFIX or none", spec)
+		return nil, fmt.Errorf("library %q: want %s", spec, want)
 	}
 	path, err := filepath.Abs(spec)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"millrace/shared/bucket"
+	"millrace/shared/secret"
 	"millrace/shared/store"
 )
 
@@ -64,7 +65,9 @@ func TestOpenRefuses(t *testing.T) {
 	if _, err := o.Open(t.Context(), store.Connector{ID: "c", Provider: "ftp"}); !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("unknown provider: %v", err)
 	}
-	for _, spec := range []string{"ftp://bucket", "gs://", "s3://", "s3://b?colour=red", "s3://b?path-style=perhaps"} {
+	for _, spec := range []string{
+		"ftp://bucket", "gs://", "s3://", "s3://b?colour=red", "s3://b?path-style=perhaps", "az://", "az://account", "az://account/",
+	} {
 		if _, err := OpenLibrary(t.Context(), LibraryConfig{Spec: spec}); err == nil || !strings.Contains(err.Error(), spec) {
 			t.Errorf("library %q: %v", spec, err)
 		}
@@ -76,12 +79,22 @@ func TestOpenRefuses(t *testing.T) {
 
 // What a record says of its driver is what opening it finds.
 func TestHasDriver(t *testing.T) {
-	o, err := New(Config{}, nil)
+	keeper, err := secret.Load(filepath.Join(t.TempDir(), "key"), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := New(Config{Keeper: keeper}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, provider := range []string{"dir", "gcs", "s3", "azure"} {
-		c := store.Connector{ID: "c", Provider: provider, Path: t.TempDir(), Bucket: "b"}
+		c := store.Connector{ID: "c", Provider: provider, Path: t.TempDir(), Bucket: "b", StorageAccount: "a", Container: "c"}
+		if c.Credentials, err = keeper.Seal([]byte(`{"account_key":"a2V5"}`), "c/credentials"); provider != "azure" {
+			c.Credentials = ""
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
 		src, err := o.Open(t.Context(), c)
 		if err == nil {
 			_ = src.Close()
@@ -89,5 +102,20 @@ func TestHasDriver(t *testing.T) {
 		if unsupported := errors.Is(err, errors.ErrUnsupported); unsupported == c.HasDriver() {
 			t.Errorf("%s: has a driver %v, opening it: %v", provider, c.HasDriver(), err)
 		}
+	}
+}
+
+// The machine's own credentials are the operator's: no connector reads with them.
+func TestAzureWithoutCredentials(t *testing.T) {
+	o, err := New(Config{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := store.Connector{ID: "c", Provider: "azure", StorageAccount: "a", Container: "c"}
+	if _, err := o.Open(t.Context(), c); !errors.Is(err, bucket.ErrCredentials) {
+		t.Errorf("open: %v", err)
+	}
+	if _, err := o.Writer(t.Context(), c); !errors.Is(err, bucket.ErrCredentials) {
+		t.Errorf("write: %v", err)
 	}
 }

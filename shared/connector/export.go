@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"millrace/shared/bucket"
+	"millrace/shared/bucket/azure"
 	"millrace/shared/bucket/dir"
 	"millrace/shared/bucket/gcs"
 	"millrace/shared/bucket/s3"
@@ -49,6 +50,12 @@ func (o *Opener) Writer(ctx context.Context, c store.Connector) (Writer, error) 
 			return nil, err
 		}
 		return s3.NewLibrary(ctx, cfg)
+	case "azure":
+		cfg, err := o.azureConfig(c)
+		if err != nil {
+			return nil, err
+		}
+		return azure.NewLibrary(cfg)
 	}
 	return nil, fmt.Errorf("connector %s: provider %q: %w", c.ID, c.Provider, errors.ErrUnsupported)
 }

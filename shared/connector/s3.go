@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
@@ -47,13 +46,17 @@ func (o *Opener) s3Config(c store.Connector) (s3.Config, error) {
 
 // openS3Library opens s3://BUCKET/PREFIX?endpoint=URL&region=NAME&path-style=true with the machine's own credentials.
 // What is not in the query counts as elsewhere: region and credentials are looked for where Amazon's tools do.
-func openS3Library(ctx context.Context, spec, endpoint string, transport http.RoundTripper) (bucket.Library, error) {
-	form := fmt.Errorf("library %q: want s3://BUCKET/PREFIX, and as a query endpoint=URL, region=NAME, path-style=true", spec)
-	u, err := url.Parse(spec)
+func openS3Library(ctx context.Context, lib LibraryConfig) (bucket.Library, error) {
+	form := fmt.Errorf("library %q: want s3://BUCKET/PREFIX, and as a query endpoint=URL, region=NAME, path-style=true", lib.Spec)
+	u, err := url.Parse(lib.Spec)
 	if err != nil || u.Host == "" || u.User != nil {
 		return nil, form
 	}
-	cfg := s3.Config{Bucket: u.Host, Prefix: strings.TrimPrefix(u.Path, "/"), Endpoint: endpoint, Transport: transport}
+	transport := s3.NewTransport()
+	if transport.TLSClientConfig, err = trusting(lib.CAFile); err != nil {
+		return nil, err
+	}
+	cfg := s3.Config{Bucket: u.Host, Prefix: strings.TrimPrefix(u.Path, "/"), Endpoint: lib.Endpoint, Transport: transport}
 	for name, values := range u.Query() {
 		switch value := values[len(values)-1]; name {
 		case "endpoint":

@@ -22,12 +22,12 @@ var ErrEndpoint = fmt.Errorf(
 
 // newTransport returns the transport of requests whose target somebody wrote into a connector: an endpoint, or the place
 // that gives tokens for a key. The operator's proxy is not for them.
-func newTransport(guard *egress.Guard, roots *x509.CertPool) *http.Transport {
+func newTransport(guard *egress.Guard, trusted *tls.Config) *http.Transport {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.Proxy = nil
 	t.MaxIdleConnsPerHost = 64 // as many transfers as an importer runs at a time, and then some
 	t.ResponseHeaderTimeout = 2 * time.Minute
-	t.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}
+	t.TLSClientConfig = trusted
 	t.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := guard.DialContext(ctx, network, addr)
 		if errors.Is(err, egress.ErrRefused) {
@@ -36,6 +36,15 @@ func newTransport(guard *egress.Guard, roots *x509.CertPool) *http.Transport {
 		return conn, err
 	}
 	return t
+}
+
+// trusting returns what connections are secured with when the certificates of a file are trusted too.
+func trusting(file string) (*tls.Config, error) {
+	roots, err := readRoots(file)
+	if err != nil {
+		return nil, fmt.Errorf("--storage-ca: %w", err)
+	}
+	return &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}, nil
 }
 
 // readRoots returns the system's certificates and those in a file, nil for the system's alone.

@@ -39,15 +39,15 @@ func TestEndpointsAreGuarded(t *testing.T) {
 		"s3":           {Provider: "s3", EndpointURL: inside.URL},
 		"s3 by name":   {Provider: "s3", EndpointURL: "http://localhost" + port, ForcePathStyle: true},
 		"s3 metadata":  {Provider: "s3", EndpointURL: "http://169.254.169.254"},
+		"azure":        {Provider: "azure", EndpointURL: inside.URL + "/account"},
 		"gcs":          {Provider: "gcs", EndpointURL: inside.URL},
 		"gcs by token": {Provider: "gcs"},
 	}
 	stat := func(o *Opener, c store.Connector) error {
-		c.ID, c.Bucket = "c", "bucket"
-		c.Credentials = sealed(c.ID, `{"aws_access_key_id": "a", "aws_secret_access_key": "b"}`)
-		if c.Provider == "gcs" {
-			c.Credentials = sealed(c.ID, tokens)
-		}
+		c.ID, c.Bucket, c.StorageAccount, c.Container = "c", "bucket", "account", "container"
+		c.Credentials = sealed(c.ID, map[string]string{
+			"s3": `{"aws_access_key_id": "a", "aws_secret_access_key": "b"}`, "azure": `{"account_key": "a2V5"}`, "gcs": tokens,
+		}[c.Provider])
 		src, err := o.Open(t.Context(), c)
 		if err != nil {
 			t.Fatal(err)
@@ -73,8 +73,11 @@ func TestEndpointsAreGuarded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := stat(open, connectors["s3"]); errors.Is(err, ErrEndpoint) || asked == 0 {
-		t.Errorf("what is allowed: %v, after %d requests", err, asked)
+	for _, name := range []string{"s3", "azure"} {
+		asked = 0
+		if err := stat(open, connectors[name]); errors.Is(err, ErrEndpoint) || asked == 0 {
+			t.Errorf("%s where it is allowed: %v, after %d requests", name, err, asked)
+		}
 	}
 }
 

@@ -6,15 +6,22 @@ type S3Credentials struct {
 	SecretAccessKey string `json:"aws_secret_access_key"`
 }
 
-// AzureCredentials are what the sealed Connector.Credentials of an azure connector hold, as JSON.
+// AzureCredentials are what the sealed Connector.Credentials of an azure connector hold, as JSON: a service principal, a
+// shared access signature or the key of the account.
 type AzureCredentials struct {
-	TenantID     string `json:"tenant_id"`
-	ClientID     string `json:"client_id"`
-	ClientSecret string `json:"client_secret"`
+	TenantID     string `json:"tenant_id,omitempty"`
+	ClientID     string `json:"client_id,omitempty"`
+	ClientSecret string `json:"client_secret,omitempty"`
+	SAS          string `json:"sas_token,omitempty"`
+	AccountKey   string `json:"account_key,omitempty"`
 }
 
 // HasDriver reports whether the storage of the connector can be opened. Connectors of other providers are records only:
 // they can be configured, and nothing can be read or written through them.
 func (c Connector) HasDriver() bool {
-	return c.Provider == "dir" || c.Provider == "gcs" || c.Provider == "s3"
+	switch c.Provider {
+	case "dir", "gcs", "s3", "azure":
+		return true
+	}
+	return false
 }

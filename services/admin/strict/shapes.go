@@ -7,6 +7,9 @@ package strict
 var objects = read(`
 message
 	message str
+pushed
+	message str
+	validationResponse- str
 page
 	data []any
 	pagination pagination
@@ -396,7 +399,7 @@ var routes = map[string]string{
 	"DELETE /connectors/{}":         "message",
 	"POST /connectors/{}/test":      "test",
 	"POST /connectors/{}/browse":    "[]file",
-	"POST /notifications/{}":        "message",
+	"POST /notifications/{}":        "pushed",
 	"POST /indexes":                 "index",
 	"GET /indexes":                  "[]index",
 	"GET /indexes/{}":               "index",

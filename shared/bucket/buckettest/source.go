@@ -102,6 +102,15 @@ func testNames(t *testing.T, f Fixture, has Features) {
 	if !has.Files {
 		names = append(names, "double//slash", "/leading", "folder/", "key", "key/below", strings.Repeat("k", 1024))
 	}
+	if has.Slashes {
+		for _, name := range names {
+			if strings.Contains(name, `\`) {
+				_, err := f.Source.Stat(t.Context(), name)
+				wantErr(t, fmt.Sprintf("Stat %q", name), err, bucket.ErrNotExist)
+			}
+		}
+		names = slices.DeleteFunc(names, func(name string) bool { return strings.Contains(name, `\`) })
+	}
 	for _, name := range names {
 		f.Write(t, name, []byte(name))
 	}

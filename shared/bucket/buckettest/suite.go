@@ -34,6 +34,7 @@ type Fixture struct {
 type Features struct {
 	Files     bool // paths are file names: no empty or dot segments, none over 255 bytes, nothing below an object
 	Newlines  bool // a path may contain a line feed
+	Slashes   bool // a backslash is a slash, so no name has one
 	Checksums bool // objects of the source carry their CRC32C
 	Copies    bool // Library.CopyFrom takes objects of Source; otherwise it refuses them
 
