@@ -31,7 +31,7 @@ build: ## bin/millrace and one binary per service
 	$(BUILD) -ldflags '$(LDFLAGS)' -o bin/ $(BINARIES)
 
 test: ## all tests, with the race detector
-	go test $(RACE) -timeout 10m $(PACKAGES)
+	go test $(RACE) -timeout 20m $(PACKAGES)
 
 # SEED=N is one history alone, shrunk when it fails; SEEDS=N is how many otherwise.
 sim: SEEDS = 10000

@@ -51,7 +51,7 @@ func newCloud(t *testing.T) *cloud {
 	if err := c.connectors.Create(t.Context(), "conn", record); err != nil {
 		t.Fatal(err)
 	}
-	if c.opener, err = connector.New(connector.Config{Keeper: keeper}, c.connectors); err != nil {
+	if c.opener, err = connector.New(connector.Config{Keeper: keeper, AllowEndpoints: []string{"127.0.0.1"}}, c.connectors); err != nil {
 		t.Fatal(err)
 	}
 	if c.source.Source, err = c.opener.Open(t.Context(), record); err != nil {

@@ -66,7 +66,7 @@ func places(t *testing.T) (names []string) {
 
 // TestCrashMatrix takes a small drop through the whole product once for each failpoint and each way to fail there: killed,
 // an error, and a while in which nothing goes on. Afterwards it is as if nothing had happened (I1 to I5, I7, I9, I10).
-// It is run by `make crash`; among the other tests one of the places is enough to know that it works.
+// It is run by `make crash`: it takes a program of its own, and minutes.
 func TestCrashMatrix(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -77,7 +77,7 @@ func TestCrashMatrix(t *testing.T) {
 		t.Fatalf("only %d failpoints were found: %v", len(all), all)
 	}
 	if only == "" {
-		only = "importer.settled=kill"
+		t.Skip("make crash runs it")
 	}
 	lanes := make(chan struct{}, 8) // mostly they wait
 	for _, name := range all {

@@ -104,7 +104,7 @@ func TestS3(t *testing.T) {
 	}
 	got := p.outcomes(j)
 	// What was deleted was withdrawn before the window closed, or is reported as gone.
-	maps.DeleteFunc(got, func(name, what string) bool { return p.exists[name] == nil && what == "skipped: object_gone" })
+	maps.DeleteFunc(got, func(name, what string) bool { return p.exists[name] == nil && what == "skipped: object gone" })
 	if !maps.Equal(got, want) || len(j.Failed) != 0 {
 		t.Errorf("%+v of %d: %v", j.Progress, len(want), got)
 	}

@@ -18,10 +18,10 @@ const MinVersion = "2.14"
 
 const minMajor, minMinor = 2, 14
 
-// The question whether JetStream is there is asked until checkTimeout, time enough for a cluster that is electing, and
-// again every checkRetry: an answer that is refused to us does not come as an error but not at all.
+// The question whether JetStream is there is asked until checkTimeout, time enough for a cluster that is electing
+// on a busy machine, and again every checkRetry: an answer that is refused to us does not come as an error but not at all.
 const (
-	checkTimeout = 5 * time.Second
+	checkTimeout = 30 * time.Second
 	checkRetry   = 500 * time.Millisecond
 )
 

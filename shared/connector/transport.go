@@ -15,7 +15,7 @@ import (
 	"millrace/shared/egress"
 )
 
-// ErrEndpoint: the server of a connector lies where only this machine or its network can reach. It is known when a
+// ErrEndpoint says that the server of a connector lies where only this machine or its network can reach. It is known when a
 // connection is opened, whatever a name resolved to before.
 var ErrEndpoint = fmt.Errorf(
 	"the endpoint is not at a public address, and whoever runs this server did not allow it with --allow-endpoint: %w", bucket.ErrPermission)

@@ -57,11 +57,13 @@ const (
 	DefaultGrace   = 30 * time.Second
 )
 
-// deadTimeout bounds one call of Config.Dead, settleTimeout the wait for the broker to confirm an ack, lastCall what a
+// deadTimeout bounds one call of Config.Dead, settleTimeout the wait for the broker to confirm an ack,
+// bindTimeout that for a consumer to be there for us, lastCall what a
 // handler gets to return in after its context was cancelled by a shutdown.
 const (
 	deadTimeout   = 10 * time.Second
 	settleTimeout = 5 * time.Second
+	bindTimeout   = 30 * time.Second
 	lastCall      = time.Second
 )
 

@@ -187,10 +187,14 @@ func (s *Subscriber) Close() error {
 
 // lookup finds a consumer and judges it. It never makes one.
 func (s *Subscriber) lookup(ctx context.Context, stream, name string) (jetstream.Consumer, error) {
-	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	ctx, cancel := context.WithTimeout(ctx, bindTimeout)
 	defer cancel()
 	what := fmt.Sprintf("bind consumer %q of stream %q", name, stream)
-	c, err := s.js.Consumer(ctx, stream, name)
+	c, err := s.ask(ctx, stream, name)
+	// A cluster that is electing does not answer at all, and answers the next question.
+	for errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		c, err = s.ask(ctx, stream, name)
+	}
 	if err != nil {
 		if missing(err) || errors.Is(err, jetstream.ErrNotPullConsumer) {
 			err = fmt.Errorf("%w: %w", ErrConsumer, err)
@@ -201,6 +205,12 @@ func (s *Subscriber) lookup(ctx context.Context, stream, name string) (jetstream
 		return nil, fmt.Errorf("%s: %w: %w", what, ErrConsumer, err)
 	}
 	return c, nil
+}
+
+func (s *Subscriber) ask(ctx context.Context, stream, name string) (jetstream.Consumer, error) {
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	return s.js.Consumer(ctx, stream, name)
 }
 
 func missing(err error) bool {

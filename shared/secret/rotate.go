@@ -39,7 +39,8 @@ func parse(content []byte) (*keys, error) {
 	if err := json.Unmarshal(content, &f); err != nil {
 		return nil, fmt.Errorf("%w: not JSON", ErrKeyFile) // the error could quote it
 	}
-	set, root := content, []byte(nil)
+	set := content
+	var root []byte
 	if f.Keyset != nil {
 		var err error
 		if root, err = base64.StdEncoding.DecodeString(f.Root); err != nil || len(root) != sha256.Size {

@@ -210,8 +210,8 @@ func (l *Ledger) Settled(ctx context.Context, index string) iter.Seq2[event.Medi
 			if bytes.Contains(m.Data, retryAt) { // in a string it would stand with a backslash
 				continue
 			}
-			head, version, _ := cutLast(m.Subject)
-			_, object, _ := cutLast(head)
+			head, version := cutLast(m.Subject)
+			_, object := cutLast(head)
 			if !yield(event.MediumID{Object: object, Version: version}, nil) {
 				return
 			}
@@ -222,12 +222,9 @@ func (l *Ledger) Settled(ctx context.Context, index string) iter.Seq2[event.Medi
 // retryAt is the member of entries that are to be tried again.
 var retryAt = []byte(`"retry_at":`)
 
-func cutLast(subject string) (before, last string, found bool) {
+func cutLast(subject string) (before, last string) {
 	i := strings.LastIndexByte(subject, '.')
-	if i < 0 {
-		return "", subject, false
-	}
-	return subject[:i], subject[i+1:], true
+	return subject[:max(i, 0)], subject[i+1:]
 }
 
 // Size is how many entries the ledger has, of all indexes.

@@ -144,7 +144,7 @@ func (r *reading) value(at, shape string, v any) {
 		r.object(at, kind, o, v)
 		return
 	}
-	good := false
+	var good bool
 	switch text, isText := v.(string); kind {
 	case "any":
 		good = true

@@ -233,6 +233,7 @@ func (a *arrivalBench) scanner(ctx context.Context) (stop func() error, err erro
 		return nil, err
 	}
 	sources := storage.Sources{AllowDir: []string{a.inbox}, SecretsKey: filepath.Join(a.dir, "secrets.key")}
+	sources.AllowEndpoint = []string{"127.0.0.1"} // where the bench serves storage
 	opener, _, err := sources.Opener(ctx, env)
 	if err != nil {
 		return nil, err

@@ -79,7 +79,7 @@ func lists(ctx context.Context, l *lab) ([]Row, error) {
 		if err != nil {
 			return nil, err
 		}
-		defer stop()
+		defer stop() //nolint:revive // one for each of a few
 		row := Row{
 			What:   digits(float64(n)) + " objects of " + s.name + " listed",
 			Beside: "`rclone lsf`",

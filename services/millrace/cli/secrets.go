@@ -44,7 +44,7 @@ func (s sealing) keeper() (*secret.Keeper, error) {
 
 // reseal seals everything again, in as many passes as it takes.
 func (s sealing) reseal(ctx context.Context) (sum admin.Resealed, err error) {
-	pass := func() (r admin.Resealed, err error) { return r, errors.ErrUnsupported }
+	var pass func() (admin.Resealed, error)
 	if s.NATSURL == "" {
 		door, err := s.door()
 		if err != nil {

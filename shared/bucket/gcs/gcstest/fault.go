@@ -9,11 +9,11 @@ import (
 	"millrace/shared/bucket/faulttest"
 )
 
-// Match picks requests, and Fault is what becomes of them; see faulttest.
-type (
-	Match = faulttest.Match
-	Fault = faulttest.Fault
-)
+// Fault is what becomes of a request.
+type Fault = faulttest.Fault
+
+// Match picks requests.
+type Match = faulttest.Match
 
 // What there is to pick.
 var (

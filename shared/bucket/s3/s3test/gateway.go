@@ -70,7 +70,7 @@ func Gateway(t testing.TB, args ...string) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(path, args...)
+	cmd := exec.CommandContext(context.Background(), path, args...) // ended by the clean-up, when nothing uses it any more
 	cmd.Stdout, cmd.Stderr = log, log
 	dieWithParent(cmd)
 	if err := cmd.Start(); err != nil {
@@ -101,7 +101,11 @@ func Gateway(t testing.TB, args ...string) *Server {
 	s := serve(t, proxy)
 	client := &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
 	for deadline := time.Now().Add(30 * time.Second); ; {
-		res, err := client.Get("http://gateway/health")
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://gateway/health", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res, err := client.Do(req)
 		if err == nil {
 			res.Body.Close()
 			return s
