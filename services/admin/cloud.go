@@ -179,16 +179,3 @@ func checkEndpoint(f *fieldErrors, endpoint string) {
 		f.add("endpoint_url", "must be an http or https URL without a user, such as https://storage.example.com/")
 	}
 }
-
-// noDriver says that a connector is a record only, or nil.
-func noDriver(c store.Connector) error {
-	if c.HasDriver() {
-		return nil
-	}
-	return newProblem(http.StatusBadRequest, "connector_provider_unsupported", "%s", noDriverText(c.Provider)).
-		with("connector_id", c.ID).with("provider", c.Provider)
-}
-
-func noDriverText(provider string) string {
-	return "This version of the server cannot read " + provider + " storage; the connector is kept as it is."
-}

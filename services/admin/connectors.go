@@ -198,7 +198,7 @@ func (a *Admin) importable(ctx context.Context, id string) (store.Connector, err
 		return c, newProblem(http.StatusConflict, "connector_scope_missing", "The connector %s lacks the scope import.", id).
 			with("connector_id", id).with("required_scope", scopeImport)
 	}
-	return c, noDriver(c)
+	return c, nil
 }
 
 func disabled(id string) error {
@@ -299,9 +299,6 @@ func remedy(c store.Connector, err error) string {
 	}
 	switch bucket.ClassOf(err) {
 	case bucket.ClassUnsupported:
-		if !c.HasDriver() {
-			return noDriverText(c.Provider)
-		}
 		return say("The %s cannot be used here.", place)
 	case bucket.ClassNoBucket:
 		if c.Provider == "dir" {
@@ -361,9 +358,6 @@ func (a *Admin) browse(ctx context.Context, in *browseConnector) (*body[[]cloudF
 	}
 	if c.Status == connectorDisabled {
 		return nil, disabled(c.ID)
-	}
-	if err := noDriver(c); err != nil {
-		return nil, err
 	}
 	selects, err := compilePattern("pattern", in.Body.Prefix, in.Body.Pattern, value(in.Body.Recursive, true))
 	if err != nil {

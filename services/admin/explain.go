@@ -153,12 +153,10 @@ func (s *story) askStorage(ctx context.Context) {
 	defer cancel()
 	var o bucket.Object
 	src, _, err := s.deps.Sources.Source(ctx, s.Connector)
-	if noDriver(s.connector) == nil && err == nil {
+	if err == nil {
 		o, err = src.Stat(ctx, s.Path)
 	}
 	switch {
-	case noDriver(s.connector) != nil:
-		s.StorageError = orNull(noDriverText(s.connector.Provider))
 	case errors.Is(err, bucket.ErrNotExist):
 	case err != nil:
 		s.StorageError = orNull(remedy(s.connector, err))

@@ -252,20 +252,16 @@ func (a *Admin) exportable(ctx context.Context, id string) (base string, err err
 	if err != nil {
 		return "", err
 	}
-	refuse := func(code, format string, args ...any) error {
-		return newProblem(http.StatusConflict, code, format, args...).with("connector_id", id)
-	}
 	switch {
 	case c.Status == connectorDisabled:
 		return "", disabled(id)
 	case !c.HasScope(scopeExport):
 		return "", newProblem(http.StatusConflict, "connector_scope_missing", "The connector %s lacks the scope export.", id).
 			with("connector_id", id).with("required_scope", scopeExport)
-	case !c.HasDriver():
-		return "", refuse("connector_provider_unsupported", "Exports to %s are not possible with this server; use a connector of gcs, s3, azure or dir.", c.Provider)
 	}
 	if base, err = conn.CheckExportPath(c.ExportBasePath); err != nil {
-		return "", refuse("connector_export_path_invalid", "The export_base_path of the connector %s %s.", id, err)
+		return "", newProblem(http.StatusConflict, "connector_export_path_invalid", "The export_base_path of the connector %s %s.", id, err).
+			with("connector_id", id)
 	}
 	return base, nil
 }

@@ -242,7 +242,6 @@ func TestCreateExport(t *testing.T) {
 	}{
 		{"connector_disabled", func(c *store.Connector) { c.Status = "disabled" }},
 		{"connector_export_path_invalid", func(c *store.Connector) { c.ExportBasePath = "../out" }},
-		{"connector_provider_unsupported", func(c *store.Connector) { c.Provider = "azure" }},
 	} {
 		c, _, err := w.connectors.Get(t.Context(), f.outbox)
 		must(t, err)

@@ -514,7 +514,7 @@ func TestRefusals(t *testing.T) {
 		"rooted":   func(c *store.Connector) { c.ExportBasePath = "/etc" },
 		"foreign":  func(c *store.Connector) { c.Path = outside },
 		"gone":     func(c *store.Connector) { c.Path += "/gone" },
-		"unknown":  func(c *store.Connector) { c.Provider = "azure" },
+		"unknown":  func(c *store.Connector) { c.Provider = "ftp" },
 	} {
 		c, _, err := w.connectors.Get(t.Context(), "outbox")
 		must(t, err)

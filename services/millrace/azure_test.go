@@ -42,7 +42,8 @@ func TestAzure(t *testing.T) {
 	o := millrace.Options{
 		Data: filepath.Join(t.TempDir(), "data"), HTTP: freeAddr(t), APIKey: apiKey, ExtraDebounceIntervals: []string{"5s"}, Executor: "nats",
 	}
-	o.Prefix, o.Library.Library, o.LibraryEndpoint = "azure", "az://"+s.Account+"/shelf/media", s.URL
+	o.Prefix, o.AllowEndpoint = "azure", []string{"127.0.0.1"}
+	o.Library.Library, o.LibraryEndpoint = "az://"+s.Account+"/shelf/media", s.URL
 	up, _ := inProcess(t, o)
 	up()
 	p := &pipeline{t: t, api: client.New("http://"+o.HTTP, apiKey), exists: map[string][]byte{}}

@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	"millrace/shared/bucket"
-	"millrace/shared/secret"
 	"millrace/shared/store"
 )
 
@@ -74,34 +73,6 @@ func TestOpenRefuses(t *testing.T) {
 	}
 	if lib, err := OpenLibrary(t.Context(), LibraryConfig{Spec: "none"}); lib != nil || err != nil {
 		t.Errorf("library none: %v, %v", lib, err)
-	}
-}
-
-// What a record says of its driver is what opening it finds.
-func TestHasDriver(t *testing.T) {
-	keeper, err := secret.Load(filepath.Join(t.TempDir(), "key"), true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	o, err := New(Config{Keeper: keeper}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, provider := range []string{"dir", "gcs", "s3", "azure"} {
-		c := store.Connector{ID: "c", Provider: provider, Path: t.TempDir(), Bucket: "b", StorageAccount: "a", Container: "c"}
-		if c.Credentials, err = keeper.Seal([]byte(`{"account_key":"a2V5"}`), "c/credentials"); provider != "azure" {
-			c.Credentials = ""
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		src, err := o.Open(t.Context(), c)
-		if err == nil {
-			_ = src.Close()
-		}
-		if unsupported := errors.Is(err, errors.ErrUnsupported); unsupported == c.HasDriver() {
-			t.Errorf("%s: has a driver %v, opening it: %v", provider, c.HasDriver(), err)
-		}
 	}
 }
 

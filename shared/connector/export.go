@@ -25,8 +25,7 @@ type Writer interface {
 }
 
 // Writer opens the storage of a connector for writing. Keys are those of the whole bucket or folder; what leads out of a
-// folder, also by way of a symbolic link, is refused. It fails with ErrDisabled, and with errors.ErrUnsupported when there
-// is no driver, see store.Connector.HasDriver. The caller closes the Writer.
+// folder, also by way of a symbolic link, is refused. It fails with ErrDisabled. The caller closes the Writer.
 func (o *Opener) Writer(ctx context.Context, c store.Connector) (Writer, error) {
 	if c.Status == store.ConnectorDisabled {
 		return nil, fmt.Errorf("connector %s: %w", c.ID, ErrDisabled)

@@ -15,13 +15,3 @@ type AzureCredentials struct {
 	SAS          string `json:"sas_token,omitempty"`
 	AccountKey   string `json:"account_key,omitempty"`
 }
-
-// HasDriver reports whether the storage of the connector can be opened. Connectors of other providers are records only:
-// they can be configured, and nothing can be read or written through them.
-func (c Connector) HasDriver() bool {
-	switch c.Provider {
-	case "dir", "gcs", "s3", "azure":
-		return true
-	}
-	return false
-}

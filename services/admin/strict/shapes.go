@@ -400,6 +400,7 @@ var routes = map[string]string{
 	"POST /connectors/{}/test":      "test",
 	"POST /connectors/{}/browse":    "[]file",
 	"POST /notifications/{}":        "pushed",
+	"OPTIONS /notifications/{}":     "message",
 	"POST /indexes":                 "index",
 	"GET /indexes":                  "[]index",
 	"GET /indexes/{}":               "index",
