@@ -507,11 +507,17 @@ func lookUp[T any](ctx context.Context, reg *store.Register[T], thing, id string
 // all returns every record.
 func all[T any](ctx context.Context, reg *store.Register[T]) ([]T, error) {
 	found := make([]T, 0, 16)
-	for v, err := range reg.All(ctx) {
+	at := make(map[string]int) // one that changes meanwhile comes twice
+	for e, err := range reg.Entries(ctx) {
 		if err != nil {
 			return nil, err
 		}
-		found = append(found, v)
+		if i, twice := at[e.Key]; twice {
+			found[i] = *e.Value
+			continue
+		}
+		at[e.Key] = len(found)
+		found = append(found, *e.Value)
 	}
 	return found, nil
 }

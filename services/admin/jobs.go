@@ -334,7 +334,8 @@ func (a *Admin) cancelJob(ctx context.Context, in *jobPath) (*body[importJob], e
 	return &body[importJob]{v}, err
 }
 
-// newestOf keeps the newest of many, in little memory.
+// newestOf keeps the newest of many, in little memory. What is added twice, as a record is that changes while it is listed,
+// counts once, as it was added last.
 type newestOf[T any] struct {
 	limit   int
 	created func(T) (time.Time, string) // and the id, for those of one instant
@@ -348,10 +349,13 @@ func (n *newestOf[T]) add(v T) {
 }
 
 func (n *newestOf[T]) sorted() []T {
-	slices.SortFunc(n.kept, func(x, y T) int {
+	slices.Reverse(n.kept) // what was added last leads its equals, and stays
+	order := func(x, y T) int {
 		xt, xid := n.created(x)
 		yt, yid := n.created(y)
 		return cmp.Or(yt.Compare(xt), cmp.Compare(yid, xid))
-	})
+	}
+	slices.SortStableFunc(n.kept, order)
+	n.kept = slices.CompactFunc(n.kept, func(x, y T) bool { return order(x, y) == 0 })
 	return n.kept[:min(n.limit, len(n.kept))]
 }

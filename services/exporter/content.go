@@ -185,7 +185,7 @@ func (e *Exporter) runsOf(ctx context.Context, x store.Export) ([]string, error)
 	for i, r := range found {
 		ids[i] = r.id
 	}
-	return ids, nil
+	return slices.Compact(ids), nil // a record that changes while it is listed comes twice
 }
 
 func headOf(r store.Run) runHead {

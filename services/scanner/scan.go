@@ -143,6 +143,7 @@ type scan struct {
 	asked      bool       // it was asked for beside the row
 	catchUp    bool
 
+	goesOn  string // the ring of the scan that did not come to its end, if it goes on with that
 	listing *listing
 	index   *index // what is settled in the automation's index
 	began   time.Time
@@ -223,7 +224,7 @@ func (sc *scan) note(r *store.Scan, now time.Time) {
 	r.Drift += sc.drift
 	r.Scans++
 	r.Baseline = false
-	if r.Underway != nil && r.Underway.Ring == sc.ring {
+	if r.Underway != nil && (r.Underway.Ring == sc.ring || r.Underway.Ring == sc.goesOn) {
 		r.Underway = nil
 	}
 }
@@ -338,6 +339,7 @@ func (sc *scan) resume() []store.Range {
 		return nil
 	}
 	sc.log.Info("scan goes on where it was", "automation", sc.automation.ID, "listed", u.Listed)
+	sc.goesOn = u.Ring
 	sc.began, sc.listed, sc.found, sc.drift, sc.refused = u.StartedAt, u.Listed, u.Found, u.Drift, u.Refused
 	return u.Left
 }

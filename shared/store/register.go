@@ -294,6 +294,9 @@ type Change[T any] struct {
 // records as they stood are through, it calls ready.
 func (r *Register[T]) Watch(ctx context.Context, ready func(), each func(Change[T])) error {
 	w, err := r.kv.WatchAll(ctx)
+	if err != nil && ctx.Err() != nil {
+		return nil // it was over before it began
+	}
 	if err != nil {
 		return fmt.Errorf("watch %s: %w", r.name, err)
 	}
