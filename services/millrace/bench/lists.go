@@ -24,17 +24,19 @@ import (
 const bucketName = "rushes"
 
 // storages are what is listed, each served by this process.
-var storages = []struct {
-	name   string
-	serve  func(objects int) (handler http.Handler)
-	rclone func(endpoint string) (remote string)
-}{
+var storages = []largeStorage{
 	{
 		"Google's API", func(n int) http.Handler { return generator{n} },
 		func(endpoint string) string {
 			return fmt.Sprintf(`:gcs,anonymous=true,endpoint="%s/storage/v1/":%s`, endpoint, bucketName)
 		},
 	},
+}
+
+type largeStorage struct {
+	name   string
+	serve  func(objects int) (handler http.Handler)
+	rclone func(endpoint string) (remote string)
 }
 
 // WriteNames lists the bucket at an endpoint as a scan does.
@@ -74,57 +76,65 @@ func lists(ctx context.Context, l *lab) ([]Row, error) {
 	}
 	var rows []Row
 	for _, s := range storages {
-		n := l.size.objects
-		endpoint, stop, err := serve(ctx, s.serve(n))
+		of, err := l.listed(ctx, s, rclone)
 		if err != nil {
 			return nil, err
 		}
-		defer stop() //nolint:revive // one for each of a few
-		row := Row{
-			What:   digits(float64(n)) + " objects of " + s.name + " listed",
-			Beside: "`rclone lsf`",
-			Target: Target{Ratio: true, AtLeast: true, N: 1.5},
-			How: fmt.Sprintf("A server in the bench's process makes the answers up as they are asked for: %s objects in folders of a thousand, with the fields that were asked for. A process that does nothing else lists them and writes a line for each; so does the yardstick, the faster of `rclone lsf -R --files-only` with `--fast-list` and with `--checkers 32`.",
-				digits(float64(n))),
-		}
-		if rclone == "" {
-			row.Skipped = "no rclone: make bin/rclone"
-			rows = append(rows, row)
-			continue
-		}
-		var peak, theirPeak float64
-		remote := s.rclone(endpoint)
-		flags, err := l.fastest(ctx, n, rclone, remote)
-		if err != nil {
-			return nil, err
-		}
-		p, err := l.alternate(
-			func(int) (rate float64, err error) {
-				rate, peak, err = l.lines(ctx, n, l.program, "bench", "--names", endpoint)
-				return rate, err
-			},
-			func(int) (rate float64, err error) {
-				rate, theirPeak, err = l.lines(ctx, n, rclone, append(flags, remote)...)
-				return rate, err
-			})
-		if err != nil {
-			return nil, err
-		}
-		p.into(&row, "/s")
-		_, idle, err := l.lines(ctx, 0, l.program, "bench", "--list")
-		if err != nil {
-			return nil, err
-		}
-		rows = append(rows, row, Row{
-			What:      digits(float64(n)) + " objects of " + s.name + " listed: growth of resident memory",
-			Measured:  Quantity{peak - idle, "MB"},
-			Yardstick: Quantity{theirPeak, "MB"},
-			Beside:    "the whole of `rclone lsf` (" + strings.Join(flags[5:], " ") + ")",
-			Target:    Target{N: 64, Unit: "MB"},
-			How:       "The highest resident memory of that process, over that of one that only prints the list of figures.",
-		})
+		rows = append(rows, of...)
 	}
 	return rows, nil
+}
+
+// listed measures one storage. rclone is where that is; "": nowhere.
+func (l *lab) listed(ctx context.Context, s largeStorage, rclone string) ([]Row, error) {
+	n := l.size.objects
+	endpoint, stop, err := serve(ctx, s.serve(n))
+	if err != nil {
+		return nil, err
+	}
+	defer stop()
+	row := Row{
+		What:   digits(float64(n)) + " objects of " + s.name + " listed",
+		Beside: "`rclone lsf`",
+		Target: Target{Ratio: true, AtLeast: true, N: 1.5},
+		How: fmt.Sprintf("A server in the bench's process makes the answers up as they are asked for: %s objects in folders of a thousand, with the fields that were asked for. A process that does nothing else lists them and writes a line for each; so does the yardstick, the faster of `rclone lsf -R --files-only` with `--fast-list` and with `--checkers 32`.",
+			digits(float64(n))),
+	}
+	if rclone == "" {
+		row.Skipped = "no rclone: make bin/rclone"
+		return []Row{row}, nil
+	}
+	var peak, theirPeak float64
+	remote := s.rclone(endpoint)
+	flags, err := l.fastest(ctx, n, rclone, remote)
+	if err != nil {
+		return nil, err
+	}
+	p, err := l.alternate(
+		func(int) (rate float64, err error) {
+			rate, peak, err = l.lines(ctx, n, l.program, "bench", "--names", endpoint)
+			return rate, err
+		},
+		func(int) (rate float64, err error) {
+			rate, theirPeak, err = l.lines(ctx, n, rclone, append(flags, remote)...)
+			return rate, err
+		})
+	if err != nil {
+		return nil, err
+	}
+	p.into(&row, "/s")
+	_, idle, err := l.lines(ctx, 0, l.program, "bench", "--list")
+	if err != nil {
+		return nil, err
+	}
+	return []Row{row, {
+		What:      digits(float64(n)) + " objects of " + s.name + " listed: growth of resident memory",
+		Measured:  Quantity{peak - idle, "MB"},
+		Yardstick: Quantity{theirPeak, "MB"},
+		Beside:    "the whole of `rclone lsf` (" + strings.Join(flags[5:], " ") + ")",
+		Target:    Target{N: 64, Unit: "MB"},
+		How:       "The highest resident memory of that process, over that of one that only prints the list of figures.",
+	}}, nil
 }
 
 // fastest returns the flags with which rclone lists fastest.

@@ -40,7 +40,7 @@ var taken atomic.Int64
 var errMissing = errors.New("no Azurite")
 
 // lifeline is Azurite's standard input. It ends with this program, and Azurite with it.
-var lifeline io.Closer
+var lifeline io.Closer //nolint:unused // it is held, not used: collected as garbage it would be closed
 
 // running starts Azurite once per test program.
 var running = sync.OnceValues(start)
