@@ -132,8 +132,10 @@ func (cs *circuits) leave(p pass, v verdict) left {
 	switch {
 	case was && p.stale(c):
 		c.wait = max(c.wait, v.after)
+	case was && v.after > 0: // a storage that says when to come back is asked then, not ever later
+		c.openedAt, c.wait = cs.now(), max(cs.first, v.after)
 	case was:
-		c.openedAt, c.wait = cs.now(), max(min(2*c.wait, cs.last), v.after)
+		c.openedAt, c.wait = cs.now(), min(2*c.wait, cs.last)
 	case c.limit > 0 || v.certain || v.after > 0:
 		c.failures = circuitThreshold
 	default:

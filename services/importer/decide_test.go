@@ -212,6 +212,14 @@ func TestCircuit(t *testing.T) {
 	if _, w := cs.enter("c", "key"); w < time.Minute {
 		t.Fatalf("wait %s although the storage asked for a minute", w)
 	}
+	for range 5 { // a storage that names a time is asked then, however often it has said so
+		now = now.Add(time.Minute)
+		probe, ok = enter("c", "key")
+		if !ok {
+			t.Fatal("no probe after the minute the storage asked for")
+		}
+		cs.leave(probe, verdict{bucketwide: true, after: time.Minute})
+	}
 	now = now.Add(time.Minute)
 	for range 100 {
 		p, ok := enter("c", "key")
