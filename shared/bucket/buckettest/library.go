@@ -55,10 +55,14 @@ func testPut(t *testing.T, f Fixture, has Features) {
 	for i, size := range []int{0, 1, 64 << 10, 1 << 20, 1<<20 + 1, has.large()} {
 		body, key := data(size, byte(i)), fmt.Sprintf("%02x/%032x", i, i)
 		h := hashOf(body)
-		for _, want := range []bucket.Want{
-			{Size: int64(size), CRC32C: h.CRC32C(), ContentType: "video/mp4"}, {Size: int64(size)}, {Size: -1},
+		wants := []bucket.Want{
+			{Size: int64(size), CRC32C: h.CRC32C(), ContentType: "video/mp4"}, {Size: -1}, {Size: int64(size)},
 			{Size: -1, CRC32C: h.CRC32C()},
-		} {
+		}
+		if size == has.large() {
+			wants = wants[:2] // which takes long enough
+		}
+		for _, want := range wants {
 			got, err := lib.Put(t.Context(), key, bytes.NewReader(body), want)
 			if err != nil {
 				t.Fatalf("Put of %d bytes, want %+v: %v", size, want, err)
