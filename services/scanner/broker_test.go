@@ -317,7 +317,7 @@ func (m *memory) List(_ context.Context, opts bucket.ListOptions) iter.Seq2[buck
 				return
 			}
 		}
-		if listErr != nil {
+		if listErr != nil && len(found) >= after { // a range with less in it has no such page
 			yield(bucket.Object{}, listErr)
 		}
 	}
