@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"cmp"
 	"iter"
 	"slices"
 	"strings"
@@ -77,57 +76,80 @@ type stored[T any] struct {
 	seq     uint64
 	at      time.Time
 	v       T
+	gone    bool // replaced or removed
 }
 
 // stream keeps the newest message of each subject, like all streams and registers of the product that are not queues.
 type stream[T any] struct {
-	w    *world
-	last uint64
-	m    map[string]stored[T]
+	w     *world
+	last  uint64
+	m     map[string]*stored[T]
+	order []*stored[T] // with some that are gone
 	// wrote sees each write: what was there (zero: nothing) and what is.
 	wrote func(old, now stored[T])
 }
 
-func newStream[T any](w *world) *stream[T] { return &stream[T]{w: w, m: make(map[string]stored[T])} }
+func newStream[T any](w *world) *stream[T] { return &stream[T]{w: w, m: make(map[string]*stored[T])} }
 
 // put stores v if the newest message of the subject is expect; nil: whatever is there.
 func (s *stream[T]) put(subject string, v T, expect *uint64) (uint64, bool) {
-	old := s.m[subject]
+	old := s.at(subject)
 	if expect != nil && *expect != old.seq {
 		return 0, false
 	}
+	s.remove(subject)
 	s.last++
-	now := stored[T]{subject, s.last, s.w.now, v}
+	now := &stored[T]{subject: subject, seq: s.last, at: s.w.now, v: v}
 	s.m[subject] = now
+	s.order = append(s.order, now)
 	s.w.effects++
 	if s.wrote != nil {
-		s.wrote(old, now)
+		s.wrote(old, *now)
 	}
 	return now.seq, true
 }
 
 func (s *stream[T]) get(subject string) (stored[T], bool) {
 	v, ok := s.m[subject]
-	return v, ok
+	if !ok {
+		return stored[T]{}, false
+	}
+	return *v, true
+}
+
+// at returns the newest message of a subject; the zero one when there is none.
+func (s *stream[T]) at(subject string) stored[T] {
+	v, _ := s.get(subject)
+	return v
+}
+
+// remove takes out the message of a subject.
+func (s *stream[T]) remove(subject string) {
+	if v, ok := s.m[subject]; ok {
+		v.gone = true
+		delete(s.m, subject)
+	}
 }
 
 // under returns what lies below a prefix, in order.
-func (s *stream[T]) under(prefix string) []stored[T] {
-	var all []stored[T]
-	for k, v := range s.m {
-		if strings.HasPrefix(k, prefix) {
+func (s *stream[T]) under(prefix string) []*stored[T] {
+	if len(s.order) > 2*len(s.m) {
+		s.order = slices.DeleteFunc(s.order, func(v *stored[T]) bool { return v.gone })
+	}
+	var all []*stored[T]
+	for _, v := range s.order {
+		if !v.gone && strings.HasPrefix(v.subject, prefix) {
 			all = append(all, v)
 		}
 	}
-	slices.SortFunc(all, func(a, b stored[T]) int { return cmp.Compare(a.seq, b.seq) })
 	return all
 }
 
 // purge removes what lies below a prefix, up to a sequence; 0: all.
 func (s *stream[T]) purge(prefix string, upTo uint64) {
-	for k, v := range s.m {
-		if strings.HasPrefix(k, prefix) && (upTo == 0 || v.seq <= upTo) {
-			delete(s.m, k)
+	for _, v := range s.under(prefix) {
+		if upTo == 0 || v.seq <= upTo {
+			s.remove(v.subject)
 			s.w.effects++
 		}
 	}
@@ -137,7 +159,7 @@ func (s *stream[T]) purge(prefix string, upTo uint64) {
 func modify[T any](p *proc, s *stream[T], key string, f func(*T) bool) T {
 	for {
 		p.step()
-		old := s.m[key]
+		old := s.at(key)
 		v := old.v
 		if !f(&v) {
 			return old.v

@@ -196,12 +196,12 @@ func (w *world) accept(run string, media []string) {
 		w.violated("I4: run %s is asked for with %v and then with %v", run, had, media)
 	}
 	w.accepted[run] = media
-	job := w.runRecords.m[run].v.Job
-	if j := w.jobs.m[job].v; j.Status != store.JobCompleted || len(media) == 0 {
+	job := w.runRecords.at(run).v.Job
+	if j := w.jobs.at(job).v; j.Status != store.JobCompleted || len(media) == 0 {
 		w.violated("I3: a run of %d media is made of job %s, which is %s", len(media), job, j.Status)
 	}
 	for other := range w.accepted {
-		if other != run && w.runRecords.m[other].v.Job == job {
+		if other != run && w.runRecords.at(other).v.Job == job {
 			w.violated("I3: job %s has the runs %s and %s", job, run, other)
 		}
 	}
@@ -247,8 +247,8 @@ func (w *world) kept(a wired, o object) bool {
 }
 
 // purged sees the planner remove arrivals: there must be an entry for each, or its job was cancelled (I2).
-func (w *world) purged(req event.JobRequested, gone []stored[event.Arrival]) {
-	if w.rotten[req.Automation] || w.jobs.m[req.Job].v.Status == store.JobCancelled {
+func (w *world) purged(req event.JobRequested, gone []*stored[event.Arrival]) {
+	if w.rotten[req.Automation] || w.jobs.at(req.Job).v.Status == store.JobCancelled {
 		return
 	}
 	for _, m := range gone {
@@ -280,7 +280,7 @@ func (w *world) atRest() {
 				w.violated("I1: %s %s has never come in at %s", at, o.Version, id)
 			}
 		}
-		if r := w.windows.m[id].v; r.Open != nil || r.Closing != nil {
+		if r := w.windows.at(id).v; r.Open != nil || r.Closing != nil {
 			w.violated("I9: the window of %s is still there", id)
 		}
 	}
@@ -302,7 +302,7 @@ func (w *world) atRest() {
 		}
 	}
 	for id := range w.events {
-		if d := event.DeliveryOf(hook, id); w.deliveries.m[d].seq == 0 {
+		if d := event.DeliveryOf(hook, id); w.deliveries.at(d).seq == 0 {
 			w.violated("I10: nobody was told of %s", id)
 		}
 	}

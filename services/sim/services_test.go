@@ -53,7 +53,16 @@ func of(connector string) (all []wired) {
 	return all
 }
 
-func id(a wired) string { return event.AutomationOfIndex(a.index) }
+// ids are the automations' by index.
+var ids = func() map[string]string {
+	m := make(map[string]string)
+	for _, a := range wiring {
+		m[a.index] = event.AutomationOfIndex(a.index)
+	}
+	return m
+}()
+
+func id(a wired) string { return ids[a.index] }
 
 var errTaken = errors.New("others write as well")
 
@@ -186,7 +195,7 @@ func (w *world) merge(p *proc) {
 	}
 	for _, a := range slices.Sorted(maps.Keys(batch)) {
 		p.step()
-		cfg := windowConfig(w.automations.m[a].v)
+		cfg := windowConfig(w.automations.at(a).v)
 		var arrivals []window.Arrival
 		for _, it := range batch[a] {
 			arrivals = append(arrivals, window.Arrival{Seq: it.seq, Stored: it.stored, Size: it.v.Size})
@@ -217,7 +226,7 @@ func (w *world) close(p *proc) {
 		return
 	}
 	p.step()
-	at := w.automations.m[a].v
+	at := w.automations.at(a).v
 	if seen.v.Closing != nil {
 		w.finish(p, a)
 		return
@@ -249,7 +258,7 @@ func (w *world) endClosing(p *proc, a, epoch string) {
 
 func (w *world) finish(p *proc, a string) {
 	p.step()
-	r := w.windows.m[a].v
+	r := w.windows.at(a).v
 	if r.Closing == nil {
 		return
 	}
@@ -262,7 +271,7 @@ func (w *world) finish(p *proc, a string) {
 func (w *world) sweep(p *proc) {
 	for _, a := range wiring {
 		p.step()
-		r, at := w.windows.m[id(a)].v, w.automations.m[id(a)].v
+		r, at := w.windows.at(id(a)).v, w.automations.at(id(a)).v
 		if r.Closing != nil {
 			w.finish(p, id(a))
 		}
@@ -308,7 +317,7 @@ func (w *world) plan(p *proc) {
 		return
 	}
 	req := it.v
-	backlog := func() (all []stored[event.Arrival]) {
+	backlog := func() (all []*stored[event.Arrival]) {
 		for _, m := range w.arrivals.under(req.Automation + "/") {
 			if m.seq <= req.LastSeq {
 				all = append(all, m)
@@ -418,7 +427,7 @@ func (w *world) task(p *proc) {
 	}
 	ans, medium, f, err := w.bring(p, t, file.v)
 	switch {
-	case w.jobs.m[t.Job].v.Status == store.JobCancelled:
+	case w.jobs.at(t.Job).v.Status == store.JobCancelled:
 		medium, f = nil, file.v
 		f.State, f.Reason = event.Skipped, event.Cancelled
 	case errors.Is(err, errTaken):
@@ -595,7 +604,7 @@ func (w *world) track(p *proc) {
 		return
 	}
 	id := open[w.draw(len(open))]
-	rec, j := w.jobs.m[id].v, t.job(id)
+	rec, j := w.jobs.at(id).v, t.job(id)
 	progress, asOf := j.fold.Progress(rec.Progress.Total), j.asOf
 	switch importer.Next(&rec, j.fold) {
 	case importer.Show:
@@ -675,14 +684,15 @@ func (w *world) clearQueue(p *proc, t *tracker, rec store.Job) {
 	p.step()
 	all := w.files.under(rec.ID + "/")
 	for _, f := range all {
-		if !f.v.State.Final() {
-			f.v.State, f.v.Reason = event.Skipped, event.Cancelled
+		file := f.v
+		if !file.State.Final() {
+			file.State, file.Reason = event.Skipped, event.Cancelled
 			p.step()
-			if _, ok := w.files.put(f.subject, f.v, &f.seq); !ok {
+			if _, ok := w.files.put(f.subject, file, &f.seq); !ok {
 				return
 			}
 		}
-		fold.Add(f.subject, f.v)
+		fold.Add(f.subject, file)
 	}
 	if !w.report(p, rec.ID, max(len(all), rec.Progress.Total)) {
 		return
@@ -701,7 +711,7 @@ func (w *world) jobEnded(p *proc) {
 		return
 	}
 	p.step()
-	job := w.jobs.m[it.v].v
+	job := w.jobs.at(it.v).v
 	follows, later := presettrigger.Follows(job)
 	if later {
 		w.ended.again(it, 5*time.Second)
@@ -730,7 +740,7 @@ func (w *world) jobEnded(p *proc) {
 		w.runMedia[id] = list
 		p.step()
 		if _, ok := w.runRecords.put(id, run, new(uint64)); !ok {
-			run = w.runRecords.m[id].v
+			run = w.runRecords.at(id).v
 		}
 	}
 	w.dispatch(p, run)
@@ -823,7 +833,7 @@ func (w *world) tell(p *proc) {
 
 // send makes an attempt at a delivery.
 func (w *world) send(p *proc) {
-	var due []stored[event.Delivery]
+	var due []*stored[event.Delivery]
 	for _, d := range w.deliveries.under("") {
 		if !d.v.State.Final() && !d.v.DueAt.After(w.now) {
 			due = append(due, d)
@@ -876,7 +886,7 @@ func (w *world) enforce(p *proc, at store.Automation) store.Automation {
 			})
 		}
 		p.step()
-		now := w.automations.m[at.ID].v
+		now := w.automations.at(at.ID).v
 		if now.Rev == at.Rev && now.Paused == at.Paused {
 			return now
 		}

@@ -343,11 +343,11 @@ func (w *world) rot() {
 	if w.draw(8) != 7 {
 		return
 	}
-	a := event.AutomationOfIndex(wiring[w.draw(len(wiring))].index)
+	a := id(wiring[w.draw(len(wiring))])
 	if was := w.before[a]; len(was) > 0 && w.draw(2) == 1 {
 		old := was[w.draw(len(was))]
 		w.logf("the window of %s goes back to revision %d", a, old.seq)
-		w.windows.m[a] = old
+		w.windows.m[a] = &old
 		w.rotten[a] = true
 		return
 	}
@@ -359,13 +359,13 @@ func (w *world) rot() {
 	w.logf("arrivals are lost from %d on", first)
 	for _, m := range all {
 		if m.seq >= first {
-			delete(w.arrivals.m, m.subject)
+			w.arrivals.remove(m.subject)
 		}
 	}
 	w.arriving.drop(func(it *item[event.Arrival]) bool { return it.seq >= first })
 	w.arrivals.last = first - 1
 	for _, a := range wiring {
-		w.rotten[event.AutomationOfIndex(a.index)] = true
+		w.rotten[id(a)] = true
 	}
 }
 
