@@ -253,7 +253,8 @@ func same(x, y store.Automation) bool { return sameWindow(x, y) && x.Paused == y
 
 // enforce makes the window of an automation follow its record, and returns the record that it follows. Two requests
 // may get here in another order than they changed the record, so it looks again afterwards: whoever is last leaves the
-// window as the record says.
+// window as the record says. What is on record as paused, but by a later turn than the window has followed, may yet be
+// released by a resume between the two.
 //
 // A pause holds before anything else, so that a changed interval cannot close a window on the way.
 func (a *Admin) enforce(ctx context.Context, at store.Automation) (store.Automation, error) {
@@ -278,7 +279,7 @@ func (a *Admin) enforce(ctx context.Context, at store.Automation) (store.Automat
 		if errors.Is(err, store.ErrNotFound) {
 			return at, notFound("import_automation", at.Index)
 		}
-		if err != nil || (now.Rev == at.Rev && now.Paused == at.Paused && now.Enabled == at.Enabled) {
+		if err != nil || (now.Rev == at.Rev && now.Turn == at.Turn && now.Enabled == at.Enabled) {
 			return now, err
 		}
 		at = now

@@ -24,7 +24,7 @@ func ReportName(job string) string { return "jobs/" + job + ".jsonl" }
 
 // end ends a job all of whose files are final.
 func (t *tracker) end(ctx context.Context, rec store.Job, p store.Progress, asOf uint64) error {
-	if err := t.report(ctx, rec.ID, rec.Progress.Total); err != nil {
+	if err := t.report(ctx, rec.ID); err != nil {
 		return err
 	}
 	if err := failpoint.Here("tracker.reported"); err != nil {
@@ -48,7 +48,7 @@ func (t *tracker) end(ctx context.Context, rec store.Job, p store.Progress, asOf
 // settle announces the end of a job and compacts its entries.
 func (t *tracker) settle(ctx context.Context, rec store.Job) error {
 	if rec.Report == "" { // it failed while it was planned
-		if err := t.report(ctx, rec.ID, rec.Progress.Total); err != nil {
+		if err := t.report(ctx, rec.ID); err != nil {
 			return err
 		}
 		_, _, err := t.reg.Modify(ctx, rec.ID, func(j *store.Job) error { j.Report = ReportName(j.ID); return nil })
@@ -139,10 +139,13 @@ func (t *tracker) clear(ctx context.Context, rec store.Job) error {
 	if _, errs := b.PublishAll(ctx, open); errors.Join(errs...) != nil {
 		return fmt.Errorf("settle the queue of cancelled job %s: %w", rec.ID, errors.Join(errs...))
 	}
-	if err := t.report(ctx, rec.ID, max(len(f.files), rec.Progress.Total)); err != nil {
+	if err := t.report(ctx, rec.ID); err != nil {
 		return err
 	}
 	rec, _, err := t.reg.Modify(ctx, rec.ID, func(j *store.Job) error {
+		if j.Report != "" {
+			return store.ErrUnchanged // by another tracker, meanwhile
+		}
 		j.Progress = f.progress(len(f.files))
 		j.Report = ReportName(j.ID)
 		return nil
@@ -153,19 +156,21 @@ func (t *tracker) clear(ctx context.Context, rec store.Job) error {
 	return t.settle(ctx, rec)
 }
 
-// report compacts the file entries of a job into a document, unless there are fewer than total: another tracker was
-// faster and has removed them, and its report must stay.
-func (t *tracker) report(ctx context.Context, job string, total int) error {
+// report compacts the file entries of a job into a document, unless the record names one by the time all of them are read:
+// another tracker was faster and may have removed some, and its report must stay.
+func (t *tracker) report(ctx context.Context, job string) error {
 	return store.WriteLines(ctx, t.docs, ReportName(job), func(yield func(event.File, error) bool) {
-		n := 0
 		for f, err := range files(ctx, t.env.Bus, job) {
 			if !yield(f, err) || err != nil {
 				return
 			}
-			n++
 		}
-		if n < total {
-			yield(event.File{}, fmt.Errorf("%d of the %d file entries of job %s are there", n, total, job))
+		rec, _, err := t.reg.Get(ctx, job)
+		if err == nil && rec.Report != "" {
+			err = fmt.Errorf("job %s has its report already", job)
+		}
+		if err != nil {
+			yield(event.File{}, err)
 		}
 	})
 }

@@ -456,7 +456,7 @@ func TestReportOutlivesALateTracker(t *testing.T) {
 	if err := late.end(t.Context(), rec, rec.Progress, 1); err == nil {
 		t.Error("a job ended twice")
 	}
-	rec.Status = store.JobCancelled
+	rec.Status, rec.Progress.Total = store.JobCancelled, 0 // while it was planned
 	if err := late.clear(t.Context(), rec); err == nil {
 		t.Error("a cancelled job was reported twice")
 	}

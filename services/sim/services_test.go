@@ -610,7 +610,7 @@ func (w *world) track(p *proc) {
 	case importer.Show:
 		modify(p, w.jobs, id, func(j *store.Job) bool { return importer.Advance(j, progress, asOf) })
 	case importer.End:
-		if !w.report(p, id, rec.Progress.Total) {
+		if !w.report(p, id) {
 			return
 		}
 		rec = modify(p, w.jobs, id, func(j *store.Job) bool { return importer.Finish(j, progress, asOf, w.now) })
@@ -626,13 +626,14 @@ func (w *world) track(p *proc) {
 	}
 }
 
-func (w *world) report(p *proc, job string, total int) bool {
+func (w *world) report(p *proc, job string) bool {
 	p.step()
 	var files []event.File
 	for _, f := range w.files.under(job + "/") {
 		files = append(files, f.v)
 	}
-	if len(files) < total {
+	p.step()
+	if w.jobs.at(job).v.Report != "" {
 		return false
 	}
 	p.step()
@@ -656,7 +657,7 @@ func (w *world) publish(event string, job string) {
 
 func (w *world) settle(p *proc, t *tracker, rec store.Job) {
 	if rec.Report == "" {
-		if !w.report(p, rec.ID, rec.Progress.Total) {
+		if !w.report(p, rec.ID) {
 			return
 		}
 		rec = modify(p, w.jobs, rec.ID, func(j *store.Job) bool { j.Report = j.ID; return true })
@@ -694,10 +695,13 @@ func (w *world) clearQueue(p *proc, t *tracker, rec store.Job) {
 		}
 		fold.Add(f.subject, file)
 	}
-	if !w.report(p, rec.ID, max(len(all), rec.Progress.Total)) {
+	if !w.report(p, rec.ID) {
 		return
 	}
 	rec = modify(p, w.jobs, rec.ID, func(j *store.Job) bool {
+		if j.Report != "" {
+			return false
+		}
 		j.Progress, j.Report = fold.Progress(len(all)), j.ID
 		return true
 	})
@@ -887,7 +891,7 @@ func (w *world) enforce(p *proc, at store.Automation) store.Automation {
 		}
 		p.step()
 		now := w.automations.at(at.ID).v
-		if now.Rev == at.Rev && now.Paused == at.Paused {
+		if now.Rev == at.Rev && now.Turn == at.Turn {
 			return now
 		}
 		at = now
