@@ -21,7 +21,7 @@ RACE := $(if $(shell command -v $$(go env CC) 2>/dev/null),-race)
 TOOLS := cd schemas && GOWORK=off
 
 .DEFAULT_GOAL := help
-.PHONY: help build test sim mutations crash lint bench run demo schemas clean
+.PHONY: help build test sim mutations crash fuzz lint vuln bench run demo schemas clean
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,9 +44,18 @@ mutations: ## break one rule at a time, and see that a test goes red
 crash: ## the crash matrix: each failpoint, killed, failing and stalled (AT=name: one of them)
 	MILLRACE_CRASH=$(or $(AT),all) go test -count 1 -timeout 30m ./services/millrace -run TestCrashMatrix
 
+fuzz: FOR = 30s
+fuzz: ## each fuzz target for 30 s (FOR=5m: so long)
+	@grep -rEo --include='*_test.go' '^func Fuzz[A-Za-z]+' $(MODULES) | while IFS=: read -r file func; do \
+		go test -run '^$$' -fuzz "^$${func#func }$$" -fuzztime $(FOR) "./$$(dirname "$$file")" || exit 1; \
+	done
+
 lint: ## go vet and golangci-lint (the first run builds it)
 	go vet $(PACKAGES)
 	$$($(TOOLS) go tool -modfile=../tools.mod -n golangci-lint) run $(PACKAGES)
+
+vuln: ## known vulnerabilities of what is built in (asks the Go vulnerability database)
+	$$($(TOOLS) go tool -modfile=../tools.mod -n govulncheck) $(PACKAGES)
 
 bench: build bin/rclone ## every figure beside its yardstick
 	bin/millrace bench
