@@ -28,6 +28,7 @@ import (
 	"millrace/services/exporter"
 	"millrace/shared/bucket"
 	"millrace/shared/bus"
+	conn "millrace/shared/connector"
 	"millrace/shared/control"
 	"millrace/shared/egress"
 	"millrace/shared/event"
@@ -132,6 +133,8 @@ type Sources interface {
 	Open(ctx context.Context, c store.Connector) (bucket.Source, error)
 	// CheckDir returns the cleaned form of a folder that a connector may name. Its error is for people.
 	CheckDir(path string) (clean string, err error)
+	// Announce says what has the storage of a connector tell of its changes, and with create sets it up where it can.
+	Announce(ctx context.Context, c store.Connector, name string, create bool) (conn.Announcements, error)
 }
 
 // Sealer encrypts at rest: credentials, and answers that are kept.

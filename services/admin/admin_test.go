@@ -26,6 +26,7 @@ import (
 	"millrace/services/admin/strict"
 	"millrace/shared/bucket"
 	"millrace/shared/bus"
+	conn "millrace/shared/connector"
 	"millrace/shared/event"
 	"millrace/shared/secret"
 	"millrace/shared/service"
@@ -97,6 +98,8 @@ func newWorld(t testing.TB, change ...func(*admin.Config)) *world {
 
 	w.keeper, err = secret.Load(filepath.Join(t.TempDir(), "secrets.key"), true)
 	must(t, err)
+	w.sources.opener, err = conn.New(conn.Config{Keeper: w.keeper, AllowEndpoints: []string{"127.0.0.1"}}, w.connectors)
+	must(t, err)
 	cfg := admin.Config{Addr: "127.0.0.1:0", ExtraIntervals: []string{"2s"}, Executor: "nats"}
 	for _, c := range change {
 		c(&cfg)
@@ -151,6 +154,8 @@ type sources struct {
 	err     error
 	panics  bool
 	blocked func() // what Open waits for
+
+	opener *conn.Opener
 }
 
 // block makes the next Open wait for release; busy tells when it does.
@@ -195,6 +200,10 @@ func (s *sources) CheckDir(path string) (string, error) {
 		return "", fmt.Errorf("folder %q is not inside a folder given with --allow-dir", path)
 	}
 	return path, nil
+}
+
+func (s *sources) Announce(ctx context.Context, c store.Connector, name string, create bool) (conn.Announcements, error) {
+	return s.opener.Announce(ctx, c, name, create)
 }
 
 type source struct {

@@ -95,9 +95,7 @@ func (a *Admin) checkS3(f *fieldErrors, in *newS3Connector) {
 	if b.Region == "" && b.EndpointURL == "" {
 		f.add("region", "is required for a bucket of Amazon's")
 	}
-	if u, err := url.Parse(b.Subscription); b.Subscription != "" && (err != nil || u.Host == "" || u.User != nil || u.Scheme != "https" && u.Scheme != "http") {
-		f.add("subscription", "must be the URL of an SQS queue, such as https://sqs.eu-central-1.amazonaws.com/123456789012/drops")
-	}
+	checkSubscription(f, "s3", b.Subscription)
 	if b.AccessKeyID != nil && b.SecretKey != nil || b.AccessKeyID == nil && b.SecretKey == nil && b.EndpointURL == "" && a.cfg.MachineCredentials {
 		return
 	}

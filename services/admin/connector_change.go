@@ -41,7 +41,9 @@ type patchConnector struct {
 		Container      any `json:"container,omitempty" doc:"cannot be changed"`
 		EndpointURL    any `json:"endpoint_url,omitempty" doc:"cannot be changed"`
 		ForcePathStyle any `json:"force_path_style,omitempty" doc:"cannot be changed"`
-		Subscription   any `json:"subscription,omitempty" doc:"cannot be changed"`
+		UserProject    any `json:"user_project,omitempty" doc:"cannot be changed"`
+		Poll           any `json:"poll,omitempty" doc:"cannot be changed"`
+		Subscription   any `json:"subscription,omitempty" doc:"cannot be changed here: notify does that"`
 	}
 }
 
@@ -51,11 +53,14 @@ func (in *patchConnector) checkFixed(f *fieldErrors) {
 	for name, value := range map[string]any{
 		"provider": b.Provider, "path": b.Path, "bucket": b.Bucket, "region": b.Region, "gcp_project_id": b.Project,
 		"storage_account": b.StorageAccount, "container": b.Container, "endpoint_url": b.EndpointURL,
-		"force_path_style": b.ForcePathStyle, "subscription": b.Subscription,
+		"force_path_style": b.ForcePathStyle, "user_project": b.UserProject, "poll": b.Poll,
 	} {
 		if value != nil {
 			f.add(name, "cannot be changed: make another connector")
 		}
+	}
+	if b.Subscription != nil {
+		f.add("subscription", "cannot be changed here: POST /connectors/{connector_id}/notify does that")
 	}
 }
 

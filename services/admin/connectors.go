@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"millrace/shared/bucket"
+	"millrace/shared/bucket/dir"
 	conn "millrace/shared/connector"
 	"millrace/shared/event"
 	"millrace/shared/store"
@@ -43,11 +44,13 @@ type connector struct {
 	ImportMode     string   `json:"import_mode" enum:"all,new_only"`
 	ExportBasePath *string  `json:"export_base_path"`
 	Path           *string  `json:"path" doc:"dir: the folder"`
+	Poll           bool     `json:"poll" doc:"dir: it is walked now and then, whatever it is on"`
 	Bucket         *string  `json:"bucket"`
 	Region         *string  `json:"region"`
 	Project        *string  `json:"gcp_project_id"`
 	EndpointURL    *string  `json:"endpoint_url" doc:"gcs, s3, azure: a server other than the provider's own"`
 	ForcePathStyle bool     `json:"force_path_style" doc:"s3: the bucket stands in the path and not in the host name"`
+	UserProject    *string  `json:"user_project" doc:"gcs: the project that pays, where the requester does"`
 	Subscription   *string  `json:"subscription" doc:"what notifications are pulled from. gcs: a Pub/Sub subscription; s3: the URL of an SQS queue"`
 	StorageAccount *string  `json:"storage_account"`
 	Container      *string  `json:"container"`
@@ -64,7 +67,7 @@ func viewConnector(c store.Connector) connector {
 		Scopes: append(make([]string, 0, len(c.Scopes)), c.Scopes...), ImportMode: string(c.ImportMode),
 		ExportBasePath: orNull(c.ExportBasePath), Path: orNull(c.Path), Bucket: orNull(c.Bucket),
 		Region: orNull(c.Region), StorageAccount: orNull(c.StorageAccount), Container: orNull(c.Container), ForcePathStyle: c.ForcePathStyle,
-		Project: orNull(c.Project), EndpointURL: orNull(c.EndpointURL), Subscription: orNull(c.Subscription),
+		Project: orNull(c.Project), UserProject: orNull(c.UserProject), Poll: c.Poll, EndpointURL: orNull(c.EndpointURL), Subscription: orNull(c.Subscription),
 		CreatedAt: stampOrNull(c.CreatedAt), UpdatedAt: stampOrNull(c.UpdatedAt),
 		LastTestedAt: stampOrNull(c.LastTestedAt), LastTestResult: orNull(c.LastTestResult), LastTestError: orNull(c.LastTestError),
 	}
@@ -81,6 +84,7 @@ type newDirConnector struct {
 		Scopes         []string `json:"scopes,omitempty" enum:"import,export" nullable:"true" doc:"default [\"import\"]"`
 		ImportMode     string   `json:"import_mode,omitempty" enum:"all,new_only" default:"all"`
 		ExportBasePath string   `json:"export_base_path,omitempty" maxLength:"1024"`
+		Poll           bool     `json:"poll,omitempty" doc:"walk the folder now and then in place of waiting for events, as network mounts need, which are recognised"`
 	}
 }
 
@@ -115,6 +119,7 @@ func (a *Admin) connectorRoutes() {
 		summary: "Connect a folder", about: "The folder must lie inside one of the roots given to the server with --allow-dir.",
 	}, a.createDir)
 	register(a, gcsRoute(tag), a.createGCS)
+	a.notifyRoute(tag)
 	register(a, route{method: "GET", path: "/connectors", scope: read, tag: tag, summary: "List connectors", about: "In order of creation."}, a.listConnectors)
 	register(a, route{method: "GET", path: "/connectors/{connector_id}", scope: read, tag: tag, summary: "Get a connector"}, a.getConnector)
 	register(a, route{
@@ -133,7 +138,7 @@ func (a *Admin) createDir(ctx context.Context, in *newDirConnector) (*body[conne
 		return nil, invalid("path", "%s", err)
 	}
 	return a.createConnector(ctx, store.Connector{
-		ID: newID(ctx, "conn"), Name: in.Body.Name, Provider: "dir", Path: clean,
+		ID: newID(ctx, "conn"), Name: in.Body.Name, Provider: "dir", Path: clean, Poll: in.Body.Poll, Mount: dir.IsMount(clean),
 		Scopes: scopesOr(in.Body.Scopes), ImportMode: event.ImportMode(in.Body.ImportMode), ExportBasePath: in.Body.ExportBasePath,
 	})
 }

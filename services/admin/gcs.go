@@ -9,6 +9,7 @@ import (
 	"mime"
 	"mime/multipart"
 	"net/http"
+	"net/url"
 	"regexp"
 	"strings"
 	"unicode/utf8"
@@ -40,7 +41,7 @@ func gcsRoute(tag string) route {
 		raw:     maxCredentials + multipartSlack,
 		content: &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"multipart/form-data": {Schema: &huma.Schema{
 			Type:     "object",
-			Required: []string{"name", "bucket", "gcp_project_id", "credentials_file"},
+			Required: []string{"name", "bucket", "gcp_project_id"},
 			Properties: map[string]*huma.Schema{
 				"name":             text("1 to 100 characters"),
 				"bucket":           text("the bucket's name"),
@@ -49,8 +50,9 @@ func gcsRoute(tag string) route {
 				"import_mode":      {Type: "string", Enum: []any{string(event.All), string(event.NewOnly)}, Description: "default all"},
 				"export_base_path": text("prefix under which exports are written"),
 				"endpoint_url":     text("a server other than Google's, such as an emulator"),
+				"user_project":     text("the project that pays for requests, for a requester-pays bucket"),
 				"subscription":     text("a Pub/Sub subscription to pull notifications from: projects/PROJECT/subscriptions/NAME"),
-				"credentials_file": {Type: "string", Format: "binary", Description: "the JSON key of a service account, 1 to 65536 bytes"},
+				"credentials_file": {Type: "string", Format: "binary", Description: "the JSON key of a service account, 1 to 65536 bytes; left out: the credentials of the machine, if its operator allows that"},
 			},
 		}}}},
 	}
@@ -70,13 +72,17 @@ func (a *Admin) createGCS(ctx context.Context, in *newGCSConnector) (*body[conne
 		ID: newID(ctx, "conn"), Provider: "gcs",
 		Name: form.text("name"), Bucket: form.text("bucket"), Project: form.text("gcp_project_id"),
 		Scopes: scopesOr(form.values["scopes"]), ImportMode: event.ImportMode(form.text("import_mode")),
-		ExportBasePath: form.text("export_base_path"), EndpointURL: form.text("endpoint_url"), Subscription: form.text("subscription"),
+		ExportBasePath: form.text("export_base_path"), EndpointURL: form.text("endpoint_url"), UserProject: form.text("user_project"),
+		Subscription: form.text("subscription"),
 	}
 	if c.ImportMode == "" {
 		c.ImportMode = event.All
 	}
-	if err := checkGCS(c, form); err != nil {
+	if err := checkGCS(c, form, a.cfg.MachineCredentials); err != nil {
 		return nil, err
+	}
+	if form.credentials == nil {
+		return a.createConnector(ctx, c)
 	}
 	if err := checkServiceAccount(form.credentials); err != nil {
 		return nil, err
@@ -87,7 +93,8 @@ func (a *Admin) createGCS(ctx context.Context, in *newGCSConnector) (*body[conne
 	return a.createConnector(ctx, c)
 }
 
-func checkGCS(c store.Connector, form connectorForm) error {
+// checkGCS wants a key, unless machine: then those of the machine will do, at Google's own servers.
+func checkGCS(c store.Connector, form connectorForm, machine bool) error {
 	var f fieldErrors
 	if n := utf8.RuneCountInString(c.Name); n < 1 || n > 100 {
 		f.add("name", "is required: 1 to 100 characters")
@@ -108,13 +115,33 @@ func checkGCS(c store.Connector, form connectorForm) error {
 		f.add("import_mode", "must be all or new_only")
 	}
 	checkEndpoint(&f, c.EndpointURL)
-	if c.Subscription != "" && !subscriptionName.MatchString(c.Subscription) {
-		f.add("subscription", "must be projects/PROJECT/subscriptions/NAME")
+	if len(c.UserProject) > 100 || strings.ContainsAny(c.UserProject, "/ \t\r\n") {
+		f.add("user_project", "must be the id of a project")
 	}
-	if form.credentials == nil {
-		f.add("credentials_file", "is required: the JSON key of a service account")
+	checkSubscription(&f, c.Provider, c.Subscription)
+	if form.credentials == nil && (!machine || c.EndpointURL != "") {
+		f.add("credentials_file", "is required: the JSON key of a service account; without one, --machine-credentials has to allow that "+
+			"the machine's own are used, and only at Google's")
 	}
 	return f.err()
+}
+
+// checkSubscription refuses what the storage of a provider cannot be heard by; none is fine.
+func checkSubscription(f *fieldErrors, provider, name string) {
+	switch {
+	case name == "":
+	case provider == "gcs":
+		if !subscriptionName.MatchString(name) {
+			f.add("subscription", "must be projects/PROJECT/subscriptions/NAME")
+		}
+	case provider == "s3":
+		u, err := url.Parse(name)
+		if err != nil || u.Host == "" || u.User != nil || u.Scheme != "https" && u.Scheme != "http" {
+			f.add("subscription", "must be the URL of an SQS queue, such as https://sqs.eu-central-1.amazonaws.com/123456789012/drops")
+		}
+	default:
+		f.add("subscription", "is for connectors of gcs and s3: there is nothing to pull from elsewhere")
+	}
 }
 
 // checkServiceAccount holds credentials against what the client libraries need. What it says never quotes them.

@@ -123,6 +123,8 @@ func probes() map[string]probe {
 		"GET /connectors":                      {scope: "read", path: at("/connectors"), ok: 200, read: "[connector"},
 		"GET /connectors/{connector_id}":       {scope: "read", path: func(f fixture) string { return "/connectors/" + f.connector }, unknown: []string{"/connectors/" + gone, "/connectors/*", "/connectors/%3E", "/connectors/a.b"}, ok: 200, read: "connector"},
 		"POST /connectors/{connector_id}/test": {scope: "write", path: func(f fixture) string { return "/connectors/" + f.connector + "/test" }, unknown: []string{"/connectors/" + gone + "/test"}, ok: 200, emptyOK: true, read: "test"},
+		"POST /connectors/{connector_id}/notify": {scope: "admin", path: func(f fixture) string { return "/connectors/" + f.connector + "/notify" }, unknown: []string{"/connectors/" + gone + "/notify"}, ok: 200, emptyOK: true, read: "announcements",
+			body: func(fixture) any { return obj{"create": true, "name": nil} }, wrong: []obj{{"create": "yes"}, {"name": 5}, {"name": strings.Repeat("x", 81)}, {"subscription": "https://sqs.example.com/1/q"}}},
 		"POST /connectors/{connector_id}/browse": {scope: "read", path: func(f fixture) string { return "/connectors/" + f.connector + "/browse" }, unknown: []string{"/connectors/" + gone + "/browse"}, ok: 200, emptyOK: true, read: "[file",
 			body:  func(fixture) any { return obj{"prefix": "", "pattern": "*.{mp4,mov}", "recursive": true, "limit": 10} },
 			wrong: []obj{{"prefix": 1}, {"recursive": "yes"}, {"limit": 0}, {"limit": 1001}, {"limit": 5.5}, {"pattern": "["}, {"pattern": "{a"}}},
@@ -545,6 +547,7 @@ func words(s string) []string { return strings.Fields(s) }
 var models = map[string]model{
 	"message":         {required: words("message")},
 	"test":            {required: words("success")},
+	"announcements":   {required: words("done steps"), arrays: words("steps")},
 	"connector":       {required: words("connector_id name provider status scopes import_mode"), arrays: words("scopes")},
 	"file":            {required: words("path name size_bytes last_modified extension")},
 	"index":           {required: words("index_id name user_id created_at is_default")},

@@ -41,8 +41,8 @@ func TestGoogleCloudStorage(t *testing.T) {
 
 	o := millrace.Options{
 		Data: filepath.Join(t.TempDir(), "data"), HTTP: "127.0.0.1:0", ExtraDebounceIntervals: []string{"1s"}, Executor: "nats",
-		PubSubEndpoint: pubsub.Addr,
 	}
+	o.PubSubEndpoint = pubsub.Addr
 	o.Prefix, o.Library.Library, o.LibraryEndpoint = "t", "gs://shelf/media", shelf.URL
 	o.AllowEndpoint = []string{"127.0.0.1"}
 	app, err := millrace.New(t.Context(), o, slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})))

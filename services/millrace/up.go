@@ -54,7 +54,6 @@ type Options struct {
 	KeepExports time.Duration      `help:"How long exports can be downloaded." default:"720h"`
 	scanner.Listing
 
-	PubSubEndpoint string `help:"Address of a Pub/Sub emulator." hidden:""`
 	run.Log
 }
 

@@ -38,7 +38,7 @@ func (c *Command) Run(ctx context.Context) error {
 		if err != nil {
 			return nil, err
 		}
-		cfg := Config{Transport: opener.Transport()}
+		cfg := Config{PubSubEndpoint: c.PubSubEndpoint, Transport: opener.Transport()}
 		c.Set(&cfg)
 		return New(cfg, env, opener)
 	})

@@ -54,7 +54,7 @@ type follower struct {
 
 // sameSource reports whether a follower of a need not be replaced for b.
 func sameSource(a, b store.Connector) bool {
-	return a.Provider == b.Provider && a.Path == b.Path && a.Bucket == b.Bucket && a.Project == b.Project &&
+	return a.Provider == b.Provider && a.Path == b.Path && a.Poll == b.Poll && a.Mount == b.Mount && a.Bucket == b.Bucket &&
 		a.EndpointURL == b.EndpointURL && a.Region == b.Region && a.Credentials == b.Credentials && a.Subscription == b.Subscription
 }
 
@@ -151,7 +151,7 @@ func (f *followers) watch(ctx context.Context, c store.Connector) error {
 		}
 	}
 	g.Go(func() error {
-		return dir.Watch(ctx, c.Path, dir.WatchOptions{Ready: miss, Log: f.log}, func(ch dir.Change) {
+		return dir.Watch(ctx, c.Path, dir.WatchOptions{Ready: miss, Log: f.log, Poll: c.Poll, Mount: c.Mount}, func(ch dir.Change) {
 			if ch.Op == dir.Overflow {
 				f.metrics.overflows.Inc()
 				miss()
@@ -219,6 +219,9 @@ func (f *followers) pull(ctx context.Context, c store.Connector) error {
 		}
 		cfg := gcs.PullConfig{
 			Subscription: c.Subscription, CredentialsJSON: key, Endpoint: f.pubsub, MaxOutstanding: 2 * publishBatch,
+		}
+		if key != nil { // it names the place that gives tokens; the machine's own come from where its operator says
+			cfg.Transport = f.transport
 		}
 		return gcs.Pull(ctx, cfg, func(ctx context.Context, n gcs.Notification) error {
 			data, err := n.Envelope()

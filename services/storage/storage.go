@@ -24,7 +24,8 @@ type Sources struct {
 	SecretsKeyData string   `help:"The content of such a file, where the environment keeps secrets better than files do; see millrace secrets key." placeholder:"KEY" secret:"yes"`
 	StorageCA      string   `name:"storage-ca" help:"File with certificates (PEM) to trust storage endpoints by, beside the system's." type:"path" placeholder:"FILE"`
 
-	MachineCredentials bool `help:"Let connectors that bring no credentials use those of this machine, such as the AWS role it runs under."`
+	MachineCredentials bool   `help:"Let connectors that bring no credentials use those of this machine: the AWS role or the Google service account it runs under. Whoever may make connectors can then read what this machine can."`
+	PubSubEndpoint     string `help:"Address of a Pub/Sub emulator." hidden:""`
 }
 
 // Opener opens the storage of connectors for a service.
@@ -39,6 +40,7 @@ func (s Sources) Opener(ctx context.Context, env service.Env) (*connector.Opener
 	}
 	opener, err := connector.New(connector.Config{
 		AllowDirs: s.AllowDir, Keeper: keeper, AllowEndpoints: s.AllowEndpoint, CAFile: s.StorageCA, MachineCredentials: s.MachineCredentials,
+		PubSubEndpoint: s.PubSubEndpoint,
 	}, reg)
 	return opener, keeper, err
 }

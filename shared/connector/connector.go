@@ -44,6 +44,8 @@ type Config struct {
 	CAFile string
 	// MachineCredentials lets connectors that bring no credentials use those of this machine: the role it runs under.
 	MachineCredentials bool
+	// PubSubEndpoint is the host:port of a Pub/Sub emulator. Default: Google's own service.
+	PubSubEndpoint string
 }
 
 // Opener opens the buckets of connectors and keeps them open.
@@ -161,7 +163,8 @@ func (o *Opener) Report(ctx context.Context, id string, failure error) error {
 
 // sameAccess reports whether two records of one connector lead to the same bucket with the same rights.
 func sameAccess(a, b store.Connector) bool {
-	return a.Path == b.Path && a.Bucket == b.Bucket && a.Region == b.Region && a.StorageAccount == b.StorageAccount &&
+	return a.Path == b.Path && a.Poll == b.Poll && a.Mount == b.Mount && a.Bucket == b.Bucket && a.Region == b.Region &&
+		a.UserProject == b.UserProject && a.StorageAccount == b.StorageAccount &&
 		a.Container == b.Container && a.EndpointURL == b.EndpointURL && a.ForcePathStyle == b.ForcePathStyle && a.Credentials == b.Credentials
 }
 
@@ -173,7 +176,7 @@ func (o *Opener) Open(ctx context.Context, c store.Connector) (bucket.Source, er
 		if err != nil {
 			return nil, err
 		}
-		return dir.NewSource(path)
+		return dir.Open(path, dir.Options{Poll: c.Poll, Mount: c.Mount})
 	case "gcs":
 		cfg, err := o.gcsConfig(c)
 		if err != nil {
@@ -199,10 +202,13 @@ func (o *Opener) Open(ctx context.Context, c store.Connector) (bucket.Source, er
 // gcsConfig is how to get at the bucket of a connector. Its key names the place that gives tokens, so that is guarded as
 // an endpoint is.
 func (o *Opener) gcsConfig(c store.Connector) (gcs.Config, error) {
-	cfg := gcs.Config{Bucket: c.Bucket, Project: c.Project, Endpoint: c.EndpointURL}
+	cfg := gcs.Config{Bucket: c.Bucket, Project: c.UserProject, RequesterPays: c.UserProject != "", Endpoint: c.EndpointURL}
 	key, err := o.Credentials(c)
 	if err != nil {
 		return cfg, err
+	}
+	if key == nil && c.EndpointURL == "" && !o.cfg.MachineCredentials {
+		return cfg, fmt.Errorf("connector %s: %w", c.ID, errAmbient)
 	}
 	cfg.CredentialsJSON = key
 	if key != nil || c.EndpointURL != "" {

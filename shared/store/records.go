@@ -19,11 +19,14 @@ type Connector struct {
 	ImportMode     event.ImportMode `json:"import_mode"`
 	ExportBasePath string           `json:"export_base_path,omitempty"`
 	Path           string           `json:"path,omitempty"`            // dir: absolute
+	Poll           bool             `json:"poll,omitempty"`            // dir: others change it unheard
+	Mount          bool             `json:"mount,omitempty"`           // dir: it was a mount point when it was connected
 	Bucket         string           `json:"bucket,omitempty"`          // gcs, s3
 	Region         string           `json:"region,omitempty"`          // s3
 	StorageAccount string           `json:"storage_account,omitempty"` // azure
 	Container      string           `json:"container,omitempty"`       // azure
 	Project        string           `json:"gcp_project_id,omitempty"`
+	UserProject    string           `json:"user_project,omitempty"` // gcs: who pays, where the requester does
 	EndpointURL    string           `json:"endpoint_url,omitempty"`
 	ForcePathStyle bool             `json:"force_path_style,omitempty"` // s3: the bucket stands in the path and not in the host name
 	Subscription   string           `json:"subscription,omitempty"`     // Pub/Sub to pull notifications from: projects/P/subscriptions/S

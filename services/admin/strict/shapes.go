@@ -28,10 +28,19 @@ connector
 	export_base_path,bucket,region,gcp_project_id,storage_account,container str?
 	created_at,updated_at,last_tested_at ts?
 	last_test_result enum success failed?
-	last_test_error str?
+	last_test_error,user_project str?
+	poll bool
 test
 	success bool
 	error_message str?
+announcements
+	subscription str?
+	done bool
+	steps []announcement
+announcement
+	what,command str
+	done bool
+	error- str
 file
 	path,name str
 	size_bytes count
@@ -398,6 +407,7 @@ var routes = map[string]string{
 	"PATCH /connectors/{}":          "connector",
 	"DELETE /connectors/{}":         "message",
 	"POST /connectors/{}/test":      "test",
+	"POST /connectors/{}/notify":    "announcements",
 	"POST /connectors/{}/browse":    "[]file",
 	"POST /notifications/{}":        "pushed",
 	"OPTIONS /notifications/{}":     "message",

@@ -38,7 +38,7 @@ type CLI struct {
 
 	Job        jobCommand        `cmd:"" group:"client" help:"Import jobs: create, ls, get, watch, cancel, retry, files."`
 	Automation automationCommand `cmd:"" group:"client" help:"Import automations and their windows: ls, get, apply, plan, pause, resume, flush, extend, drop."`
-	Connector  connectorCommand  `cmd:"" group:"client" help:"Connectors: ls, get, create, test, browse, rm."`
+	Connector  connectorCommand  `cmd:"" group:"client" help:"Connectors: ls, get, create, test, notify, browse, rm."`
 	Index      indexCommand      `cmd:"" group:"client" help:"Indexes: ls, create, get, media, rm."`
 	Prompt     promptCommand     `cmd:"" group:"client" help:"Prompts: ls, create, get, rm."`
 	PromptRun  runCommand        `cmd:"" name:"run" group:"client" help:"Prompt runs: ls, create, get, cancel, results, failed."`

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"net/url"
@@ -18,6 +19,7 @@ type connectorCommand struct {
 	Get    connectorGet    `cmd:"" help:"Show a connector."`
 	Create connectorCreate `cmd:"" help:"Connect a storage."`
 	Test   connectorTest   `cmd:"" help:"Try whether the storage can be listed, and note the outcome."`
+	Notify connectorNotify `cmd:"" help:"Have a storage tell of its changes, or print what to run for that."`
 	Browse connectorBrowse `cmd:"" help:"List objects, with the matching that jobs and automations use."`
 	Rm     connectorRemove `cmd:"" help:"Delete a connector that nothing uses. Imported media stay."`
 }
@@ -70,6 +72,7 @@ func (c newConnector) body(place string, more map[string]any) map[string]any {
 type connectorCreateDir struct {
 	newConnector
 	Path string `arg:"" help:"The folder, as the server sees it."`
+	Poll bool   `help:"Walk the folder now and then, in place of waiting for events. Network mounts are recognised without it."`
 }
 
 // Run connects a folder.
@@ -78,28 +81,34 @@ func (c *connectorCreateDir) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.post(ctx, "/connectors/dir", c.body(filepath.Base(path), map[string]any{"path": path}), connectorColumns, connectorWide)
+	return c.post(ctx, "/connectors/dir", c.body(filepath.Base(path), map[string]any{"path": path, "poll": c.Poll}), connectorColumns, connectorWide)
 }
 
 type connectorCreateGCS struct {
 	newConnector
 	Bucket       string `arg:"" help:"The bucket, without gs://."`
 	Project      string `help:"The project it is in." required:"" placeholder:"ID"`
-	Credentials  string `help:"JSON key file of a service account." required:"" type:"existingfile" placeholder:"FILE"`
+	Credentials  string `help:"JSON key file of a service account; without it the server uses its machine's own credentials, if it was started with --machine-credentials." type:"existingfile" placeholder:"FILE"`
+	UserProject  string `help:"The project that pays, for a requester-pays bucket." placeholder:"ID"`
 	Subscription string `help:"Pub/Sub subscription to pull notifications from: projects/PROJECT/subscriptions/NAME." placeholder:"NAME"`
 	EndpointURL  string `name:"endpoint-url" help:"A server other than Google's, such as an emulator." placeholder:"URL"`
 }
 
 // Run connects a bucket.
 func (c *connectorCreateGCS) Run(ctx context.Context) error {
-	key, err := os.ReadFile(c.Credentials)
-	if err != nil {
-		return fmt.Errorf("--credentials: %w", err)
+	var key []byte
+	if c.Credentials != "" {
+		var err error
+		if key, err = os.ReadFile(c.Credentials); err != nil {
+			return fmt.Errorf("--credentials: %w", err)
+		}
 	}
 	fields := map[string][]string{
 		"name": {cmp.Or(c.Name, c.Bucket)}, "bucket": {c.Bucket}, "gcp_project_id": {c.Project}, "scopes": c.Scopes, "import_mode": {c.Mode},
 	}
-	for name, value := range map[string]string{"export_base_path": c.ExportPath, "subscription": c.Subscription, "endpoint_url": c.EndpointURL} {
+	for name, value := range map[string]string{
+		"export_base_path": c.ExportPath, "user_project": c.UserProject, "subscription": c.Subscription, "endpoint_url": c.EndpointURL,
+	} {
 		if value != "" {
 			fields[name] = []string{value}
 		}
@@ -115,18 +124,25 @@ type connectorCreateS3 struct {
 	newConnector
 	Bucket      string `arg:"" help:"The bucket, without s3://."`
 	Region      string `help:"The region it is in." required:"" env:"AWS_REGION" placeholder:"NAME"`
-	AccessKeyID string `name:"access-key-id" help:"Access key." required:"" env:"AWS_ACCESS_KEY_ID" placeholder:"ID"`
-	SecretKey   string `name:"secret-access-key" help:"Its secret, better by the environment." required:"" env:"AWS_SECRET_ACCESS_KEY" placeholder:"KEY" secret:"yes"`
+	AccessKeyID string `name:"access-key-id" help:"Access key; without one the server uses its machine's own credentials, if it was started with --machine-credentials." env:"AWS_ACCESS_KEY_ID" placeholder:"ID"`
+	SecretKey   string `name:"secret-access-key" help:"Its secret, better by the environment." env:"AWS_SECRET_ACCESS_KEY" placeholder:"KEY" secret:"yes"`
 	EndpointURL string `name:"endpoint-url" help:"A compatible store other than Amazon's." placeholder:"URL"`
 	PathStyle   bool   `help:"The bucket stands in the path and not in the host name."`
+
+	Subscription string `help:"URL of the SQS queue to pull notifications from." placeholder:"URL"`
 }
 
 // Run connects a bucket.
 func (c *connectorCreateS3) Run(ctx context.Context) error {
 	body := c.body(c.Bucket, map[string]any{
-		"bucket": c.Bucket, "region": c.Region, "aws_access_key_id": c.AccessKeyID, "aws_secret_access_key": c.SecretKey,
-		"endpoint_url": c.EndpointURL, "force_path_style": c.PathStyle,
+		"bucket": c.Bucket, "region": c.Region, "endpoint_url": c.EndpointURL, "force_path_style": c.PathStyle, "subscription": c.Subscription,
 	})
+	if c.AccessKeyID != "" {
+		body["aws_access_key_id"] = c.AccessKeyID
+	}
+	if c.SecretKey != "" {
+		body["aws_secret_access_key"] = c.SecretKey
+	}
 	return c.post(ctx, "/connectors/s3", body, connectorColumns, connectorWide)
 }
 
@@ -181,6 +197,65 @@ func (c *connectorTest) Run(ctx context.Context) error {
 	}
 	if !said.Success && said.Error != nil {
 		return errors.New(*said.Error)
+	}
+	return nil
+}
+
+type connectorNotify struct {
+	ofConnector
+	Create       bool   `help:"Set it up with the connector's credentials, as far as they allow that and it can be done from here (Google Cloud)."`
+	Name         string `help:"Name of what is made there (default: millrace- and the connector's id)." placeholder:"NAME"`
+	Subscription string `help:"Pull from this Pub/Sub subscription or SQS queue, which is there." placeholder:"NAME|URL"`
+}
+
+// Run sets up notifications, and prints the commands for what is left to do by hand, such that a shell can take all of it.
+func (c *connectorNotify) Run(ctx context.Context) error {
+	var raw json.RawMessage
+	want := map[string]any{"create": c.Create}
+	for name, value := range map[string]string{"name": c.Name, "subscription": c.Subscription} {
+		if value != "" {
+			want[name] = value
+		}
+	}
+	if err := c.dial().Do(ctx, http.MethodPost, c.path("/notify"), want, &raw); err != nil {
+		return err
+	}
+	if c.Output == "json" {
+		return printJSON(raw)
+	}
+	return tellSteps(os.Stdout, raw, c.Create)
+}
+
+// tellSteps prints what is done and what is to be run. It fails when all should have been done and was not.
+func tellSteps(w io.Writer, raw json.RawMessage, create bool) error {
+	var said struct {
+		Subscription *string
+		Done         bool
+		Steps        []struct {
+			What, Command, Error string
+			Done                 bool
+		}
+	}
+	if err := json.Unmarshal(raw, &said); err != nil {
+		return err
+	}
+	for _, s := range said.Steps {
+		switch {
+		case s.Done:
+			fmt.Fprintf(w, "# done: %s\n", s.What)
+		case s.Error != "":
+			fmt.Fprintf(w, "# failed: %s: %q\n%s\n", s.What, s.Error, s.Command)
+		default:
+			fmt.Fprintf(w, "# %s\n%s\n", s.What, s.Command)
+		}
+	}
+	switch {
+	case said.Done && said.Subscription != nil:
+		fmt.Fprintf(w, "# notifications are pulled from %s\n", *said.Subscription)
+	case said.Done:
+		fmt.Fprintln(w, "# nothing needs to be set up")
+	case create:
+		return errors.New("not everything can be set up from here: run what is printed above")
 	}
 	return nil
 }

@@ -66,7 +66,8 @@ func (c *Client) Do(ctx context.Context, method, path string, in, out any) error
 	return c.send(ctx, method, path, "application/json", data, out)
 }
 
-// PostForm sends a form: fields, each with all its values, and one file. It reads the answer as Do does.
+// PostForm sends a form: fields, each with all its values, and one file, if content is not nil. It
+// reads the answer as Do does.
 func (c *Client) PostForm(ctx context.Context, path string, fields map[string][]string, file string, content []byte, out any) error {
 	var b bytes.Buffer
 	form := multipart.NewWriter(&b)
@@ -77,9 +78,12 @@ func (c *Client) PostForm(ctx context.Context, path string, fields map[string][]
 			}
 		}
 	}
-	part, err := form.CreateFormFile(file, file)
-	if err == nil {
-		_, err = part.Write(content)
+	var err error
+	if content != nil {
+		var part io.Writer
+		if part, err = form.CreateFormFile(file, file); err == nil {
+			_, err = part.Write(content)
+		}
 	}
 	if err = errors.Join(err, form.Close()); err != nil {
 		return fmt.Errorf("encode request: %w", err)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 	"time"
 
@@ -29,6 +30,9 @@ type PullConfig struct {
 
 	// CredentialsJSON is a service account key, as in Config.
 	CredentialsJSON []byte
+
+	// Transport makes the requests for tokens, whose address the key names. Default: one of the driver's own.
+	Transport http.RoundTripper
 
 	// Endpoint is the host:port of an emulator. It is spoken to without credentials and without TLS.
 	Endpoint string
@@ -145,10 +149,14 @@ func pullOptions(cfg PullConfig) (*auth.Credentials, []option.ClientOption, erro
 		creds *auth.Credentials
 		err   error
 	)
+	transport := cfg.Transport
+	if transport == nil {
+		transport = defaultTransport()
+	}
 	if len(cfg.CredentialsJSON) > 0 {
-		creds, err = serviceAccount(cfg.CredentialsJSON, scopePubSub, defaultTransport())
+		creds, err = serviceAccount(cfg.CredentialsJSON, scopePubSub, transport)
 	} else {
-		creds, err = detect(scopePubSub, defaultTransport())
+		creds, err = detect(scopePubSub, transport)
 	}
 	if err != nil {
 		return nil, nil, err

@@ -27,7 +27,11 @@ var (
 	Pieces   Match = func(r *http.Request) bool { return Uploads(r) && r.URL.Query().Has("upload_id") } // after the first request
 	Rewrites Match = func(r *http.Request) bool { return strings.Contains(r.URL.Path, "/rewriteTo/") }
 	Deletes  Match = func(r *http.Request) bool { return r.Method == http.MethodDelete }
-	Tokens   Match = func(r *http.Request) bool { return r.URL.Path == tokenPath }
+	// NewNotifications are requests to have a bucket publish its changes.
+	NewNotifications Match = func(r *http.Request) bool {
+		return r.Method == http.MethodPost && strings.HasSuffix(r.URL.Path, notificationConfigs)
+	}
+	Tokens Match = func(r *http.Request) bool { return r.URL.Path == tokenPath }
 )
 
 func isGet(r *http.Request) bool { return r.Method == http.MethodGet }

@@ -56,6 +56,8 @@ func parseObject(path string) target {
 	return target{bucket: bucket, object: object}
 }
 
+const notificationConfigs = "/notificationConfigs"
+
 // serve answers as Google would where the fake does not.
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path == tokenPath {
@@ -64,6 +66,10 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	if s.refuses(r) {
 		answer(w, http.StatusUnauthorized, "authError", "Invalid Credentials")
+		return
+	}
+	if strings.HasSuffix(r.URL.Path, notificationConfigs) {
+		s.fake.HTTPHandler().ServeHTTP(w, r)
 		return
 	}
 	t, ok := parse(r)
