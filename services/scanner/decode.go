@@ -1,6 +1,7 @@
 package scanner
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -41,7 +42,7 @@ func decode(c store.Connector, data []byte) ([]event.Notification, error) {
 	if !utf8.Valid(data) {
 		return nil, errors.New("decode notification: not valid UTF-8")
 	}
-	list, err := form(c, unwrapped(data))
+	list, err := form(c, data)
 	if errors.Is(err, errIgnored) {
 		return nil, err
 	}
@@ -58,6 +59,9 @@ func decode(c store.Connector, data []byte) ([]event.Notification, error) {
 
 // unwrapped returns what a CloudEvent holds that was made around our own form, by whatever can make one; else data.
 func unwrapped(data []byte) []byte {
+	if !bytes.Contains(data, []byte(`"specversion"`)) {
+		return data
+	}
 	var e struct {
 		SpecVersion string          `json:"specversion"`
 		Data        json.RawMessage `json:"data"`
@@ -74,7 +78,7 @@ func unwrapped(data []byte) []byte {
 // decodeOwn reads our own form.
 func decodeOwn(_ store.Connector, data []byte) ([]event.Notification, error) {
 	var n event.Notification
-	if err := json.Unmarshal(data, &n); err != nil {
+	if err := json.Unmarshal(unwrapped(data), &n); err != nil {
 		return nil, err
 	}
 	if n.Op == "" {
@@ -97,25 +101,44 @@ func check(n event.Notification) error {
 
 // pubsub is what Pub/Sub pushes to an HTTP endpoint, and what our own subscriber writes.
 type pubsub struct {
-	Message *struct {
-		Attributes struct {
-			EventType     string `json:"eventType"`
-			BucketID      string `json:"bucketId"`
-			ObjectID      string `json:"objectId"`
-			Generation    string `json:"objectGeneration"`
-			OverwrittenBy string `json:"overwrittenByGeneration"`
-		} `json:"attributes"`
-		Data []byte `json:"data"`
-	} `json:"message"`
+	Message *pubsubMessage `json:"message"`
+}
+
+type pubsubMessage struct {
+	Attributes pubsubAttributes `json:"attributes"`
+	Data       []byte           `json:"data"`
+}
+
+type pubsubAttributes struct {
+	EventType     string `json:"eventType"`
+	BucketID      string `json:"bucketId"`
+	ObjectID      string `json:"objectId"`
+	Generation    string `json:"objectGeneration"`
+	OverwrittenBy string `json:"overwrittenByGeneration"`
+}
+
+// pubsubObject is the payload in format JSON_API_V1, as far as it matters.
+type pubsubObject struct {
+	Size       int64     `json:"size,string"`
+	CRC32C     string    `json:"crc32c"`
+	Generation string    `json:"generation"`
+	Created    time.Time `json:"timeCreated"`
 }
 
 // decodePubSub reads what a connector of Google Cloud Storage gets.
 func decodePubSub(c store.Connector, data []byte) ([]event.Notification, error) {
+	if m, ok := quickMessage(data); ok {
+		n, err := m.decode(c.Bucket)
+		if err != nil {
+			return nil, err
+		}
+		return []event.Notification{n}, nil
+	}
 	var p struct {
 		event.Notification
 		pubsub
 	}
-	if err := json.Unmarshal(data, &p); err != nil {
+	if err := json.Unmarshal(unwrapped(data), &p); err != nil {
 		return nil, err
 	}
 	n := p.Notification
@@ -124,7 +147,7 @@ func decodePubSub(c store.Connector, data []byte) ([]event.Notification, error) 
 		return nil, errors.New("it is of two forms at once")
 	case p.Message != nil:
 		var err error
-		if n, err = p.decode(c.Bucket); err != nil {
+		if n, err = p.Message.decode(c.Bucket); err != nil {
 			return nil, err
 		}
 	case n.Op == "":
@@ -135,8 +158,8 @@ func decodePubSub(c store.Connector, data []byte) ([]event.Notification, error) 
 
 // decode reads the attributes that Google Cloud Storage sets. An overwrite is announced twice: as the new version, and
 // as the end of the old one, which is no deletion of the object.
-func (p pubsub) decode(bucket string) (event.Notification, error) {
-	a := p.Message.Attributes
+func (m *pubsubMessage) decode(bucket string) (event.Notification, error) {
+	a := &m.Attributes
 	n := event.Notification{Path: a.ObjectID}
 	switch a.EventType {
 	case "OBJECT_FINALIZE":
@@ -158,9 +181,10 @@ func (p pubsub) decode(bucket string) (event.Notification, error) {
 	if err != nil || generation <= 0 {
 		return n, fmt.Errorf("generation %q", clip(a.Generation))
 	}
-	n.Version, n.Order = a.Generation, fmt.Sprintf("%020d", generation)
-	if n.Op == event.Created && len(p.Message.Data) > 0 {
-		err = describe(&n, p.Message.Data)
+	digits := strconv.FormatInt(generation, 10)
+	n.Version, n.Order = a.Generation, "00000000000000000000"[len(digits):]+digits
+	if n.Op == event.Created && len(m.Data) > 0 {
+		err = describe(&n, m.Data)
 	}
 	return n, err
 }
@@ -169,14 +193,12 @@ func clip(s string) string { return s[:min(len(s), 64)] }
 
 // describe adds what the payload in format JSON_API_V1 tells. A subscription may be set up without it.
 func describe(n *event.Notification, data []byte) error {
-	var o struct {
-		Size       int64     `json:"size,string"`
-		CRC32C     string    `json:"crc32c"`
-		Generation string    `json:"generation"`
-		Created    time.Time `json:"timeCreated"`
-	}
-	if err := json.Unmarshal(data, &o); err != nil {
-		return fmt.Errorf("its object: %w", err)
+	o, ok := quickObject(data)
+	if !ok {
+		o = pubsubObject{}
+		if err := json.Unmarshal(data, &o); err != nil {
+			return fmt.Errorf("its object: %w", err)
+		}
 	}
 	if o.Generation != "" && o.Generation != n.Version {
 		return fmt.Errorf("generation %s of the object is not %s", clip(o.Generation), n.Version)

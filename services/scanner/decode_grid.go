@@ -38,6 +38,7 @@ type gridData struct {
 
 // decodeGrid reads what a connector of Azure Blob Storage gets.
 func decodeGrid(c store.Connector, data []byte) ([]event.Notification, error) {
+	data = unwrapped(data)
 	var list []json.RawMessage
 	if json.Unmarshal(data, &list) == nil && len(list) == 1 { // Event Grid sends lists, and our own API takes them apart
 		data = list[0]

@@ -68,7 +68,7 @@ const s3TestEvent = "s3:TestEvent"
 
 // decodeS3 reads what an S3 connector gets.
 func decodeS3(c store.Connector, data []byte) ([]event.Notification, error) {
-	p, err := s3Unwrapped(data)
+	p, err := s3Unwrapped(unwrapped(data))
 	if err != nil {
 		return nil, err
 	}
