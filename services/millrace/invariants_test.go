@@ -23,6 +23,7 @@ import (
 //	                  TestArrivalAgainstPurge; importer: TestSuperseded; debouncer: TestSweepAdoptsOrphans
 //	I2  once          TestKill, TestStory (sameBytes); scanner: TestDuplicatedAndReorderedNotificationsChangeNothing,
 //	                  TestWindowIsPlannedOnceWhereverThePlannerStops, TestTwoPlannersOfOneWindow;
+//	                  here, with I1 and I3 to I5: TestNotificationsThriceInAnyOrder;
 //	                  importer: TestNothingIsImportedTwice, TestCrashBehindTheCommitPoint, TestTwoImporters
 //	I3  one run       TestKill, TestStory; preset-trigger: TestOneRunPerJob, TestNoRun, TestCrashBetweenSteps
 //	I4  exact set     TestStory, TestTenThousandFiles, TestKill (followRun); preset-trigger: TestRunOfJob,
