@@ -51,7 +51,7 @@ func TestNotificationsThriceInAnyOrder(t *testing.T) {
 	}
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
-	random := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // no secret
+	random := rand.New(rand.NewPCG(seed, 0))
 	bring := func() {
 		t.Helper()
 		all := slices.Concat(told, told, told)
