@@ -42,6 +42,7 @@ func TestCheck(t *testing.T) {
 			{What: File, Job: "j", Index: "i", Connector: "c", Path: "a/x", Version: "2", State: "imported", Video: "v2"},
 			{What: Medium, Video: "v2", Index: "i", Connector: "c", Path: "a/x", Version: "2", Job: "j", SHA256: "s2", Size: 2},
 			{What: Kept, Video: "v2", SHA256: "s2"},
+			{What: Kept, Video: "v1", SHA256: "s1"}, // of the version that was superseded
 			{What: Run, Run: "r", Job: "j", State: "completed_with_failures", Videos: []string{"v2"}},
 			{What: Delivery, Delivery: "d1", Hook: "h", State: "delivered"},
 			{What: Delivery, Delivery: "d2", Hook: "h", State: "failed", Detail: "receiver answered 410"},
@@ -81,7 +82,7 @@ func TestCheck(t *testing.T) {
 		"a prompt that never came":      {"I4", without(Prompted)},
 		"other bytes in the record":     {"I5", change(Medium, func(e *Entry) { e.SHA256 = "s1" })},
 		"other bytes in the library":    {"I5", change(Kept, func(e *Entry) { e.SHA256 = "s1" })},
-		"a file nobody knows":           {"I5", with(Entry{What: Kept, Video: "v9", SHA256: "s1"})},
+		"a file nobody knows":           {"I5", with(Entry{What: Kept, Video: "v9", SHA256: "s9"})},
 		"a window that closed early":    {"I6", change(Job, func(e *Entry) { e.At = at(6) })},
 		"progress that went back":       {"I7", with(Entry{At: at(55), What: Seen, Job: "j", State: "completed", N: 1})},
 		"an end that was none":          {"I7", with(Entry{At: at(55), What: Seen, Job: "j", State: "importing", N: 2})},
