@@ -9,11 +9,13 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -196,13 +198,13 @@ func (c *chaos) deploy() {
 			c.roads[name] = append(c.roads[name], k)
 			urls = append(urls, "nats://"+k.addr)
 		}
-		addr := freeAddr(t)
+		addr := c.ownAddr()
 		args = append(args, "--nats-url", strings.Join(urls, ","), "--prefix", c.prefix, "--replicas", "3", "--ops", addr)
 		p := &process{t: t, name: name, path: filepath.Join(filepath.Dir(bin), program), args: args, out: filepath.Join(c.dir, name+".log")}
 		t.Cleanup(p.kill)
 		c.ops[name], c.procs[name] = "http://"+addr, p
 	}
-	key, http := filepath.Join(c.dir, "secrets.key"), freeAddr(t)
+	key, http := filepath.Join(c.dir, "secrets.key"), c.ownAddr()
 	shared := []string{"--secrets-key", key, "--allow-dir", c.inbox, "--allow-endpoint", "127.0.0.0/8"}
 	add("admin", "admin", append(shared, "--http", http, "--api-key", apiKey, "--extra-debounce-intervals", chaosInterval.String())...)
 	add("scanner", "scanner", append(shared, "--scan-interval", "10s")...)
@@ -227,6 +229,19 @@ case $(cat %s) in fails) exit 1;; hangs) exec sleep 600;; esac
 	}
 	c.base = "http://" + http
 	c.api = client.New(c.base, apiKey)
+}
+
+// ownAddr is an address that stays free while the process that is to have it is down. Those of freeAddr may be taken by
+// the next connection that somebody opens; on Linux there are others that no connection begins at.
+func (c *chaos) ownAddr() string {
+	c.t.Helper()
+	if runtime.GOOS != "linux" {
+		return freeAddr(c.t)
+	}
+	l, err := new(net.ListenConfig).Listen(c.t.Context(), "tcp", "127.0.0.2:0")
+	must(c.t, err)
+	defer func() { _ = l.Close() }()
+	return l.Addr().String()
 }
 
 // wire makes two connectors and three automations: two indexes watch the bucket, one of them without a prompt, and one
@@ -399,8 +414,7 @@ func (c *chaos) revive(hurt func(string) bool) {
 // load is what people and storage systems do: files come, change and go, and are told of once, twice, late or never.
 func (c *chaos) load(ctx context.Context) {
 	rnd := rand.New(rand.NewPCG(c.seed, 2))
-	png, err := os.ReadFile(filepath.Join("..", "..", "shared", "media", "samples", "photo.png"))
-	must(c.t, err)
+	png := sample(c.t, "photo.png")
 	type note struct {
 		body []byte
 		at   time.Time

@@ -65,7 +65,7 @@ func TestSoak(t *testing.T) {
 		}{
 			{"go_memstats_next_gc_bytes", 1.5, 8 << 20}, // twice what was in use after the last collection
 			{"go_goroutines", 1.25, 20},
-			{"process_open_fds", 1.25, 10},
+			{"process_open_fds", 1.25, 40}, // connections to the storage are kept, some tens of them
 			{"process_resident_memory_bytes", 1.5, 32 << 20},
 		} {
 			key := name + " " + m.metric

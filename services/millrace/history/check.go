@@ -66,7 +66,7 @@ func (v *verdict) nothingLost() {
 			s.Index = w.Index
 			fits := func(f Entry) bool {
 				return f.State == "imported" || f.State == "failed" ||
-					f.State == "skipped" && f.Detail != "superseded" && f.Detail != "object gone" && f.Detail != "cancelled"
+					f.State == "skipped" && (f.Detail == "already imported" || f.Detail == "unchanged")
 			}
 			if !slices.ContainsFunc(outcomes[ofPlace(s)], fits) {
 				v.fail("I1: nothing became of %s: %+v", ofPlace(s), outcomes[ofPlace(s)])

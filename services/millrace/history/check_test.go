@@ -38,7 +38,7 @@ func TestCheck(t *testing.T) {
 			{What: Index, Index: "i"},
 			{What: Index, Index: "canary"},
 			{At: at(7), What: Job, Job: "j", Index: "i", State: "completed", Detail: "automation", N: 2, Total: 2, Videos: []string{"v2"}},
-			{What: File, Job: "j", Index: "i", Connector: "c", Path: "a/x", Version: "1", State: "skipped", Detail: "superseded"},
+			{What: File, Job: "j", Index: "i", Connector: "c", Path: "a/x", Version: "1", State: "skipped", Detail: "superseded by a newer version"},
 			{What: File, Job: "j", Index: "i", Connector: "c", Path: "a/x", Version: "2", State: "imported", Video: "v2"},
 			{What: Medium, Video: "v2", Index: "i", Connector: "c", Path: "a/x", Version: "2", Job: "j", SHA256: "s2", Size: 2},
 			{What: Kept, Video: "v2", SHA256: "s2"},
@@ -71,7 +71,7 @@ func TestCheck(t *testing.T) {
 		how    func([]Entry) []Entry
 	}{
 		"an object nobody took":         {"I1", with(Entry{What: There, Connector: "c", Path: "a/z", Version: "1"})},
-		"a live object called old":      {"I1", change(File, func(e *Entry) { e.State, e.Detail = "skipped", "superseded" })},
+		"a live object called old":      {"I1", change(File, func(e *Entry) { e.State, e.Detail = "skipped", "superseded by a newer version" })},
 		"a second medium":               {"I2", with(Entry{What: Medium, Video: "v3", Index: "i", Connector: "c", Path: "a/x", Version: "2", SHA256: "s2", Size: 2})},
 		"a second import":               {"I2", with(Entry{What: File, Job: "j2", Index: "i", Connector: "c", Path: "a/x", Version: "2", State: "imported"})},
 		"a second run":                  {"I3", with(Entry{What: Run, Run: "r2", Job: "j", State: "completed", Videos: []string{"v2"}})},
