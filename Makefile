@@ -21,7 +21,7 @@ RACE := $(if $(shell command -v $$(go env CC) 2>/dev/null),-race)
 TOOLS := cd schemas && GOWORK=off
 
 .DEFAULT_GOAL := help
-.PHONY: help build test sim mutations crash fuzz lint vuln bench run demo schemas clean
+.PHONY: help build test sim mutations crash chaos soak fuzz lint vuln bench run demo schemas clean
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,13 @@ mutations: ## break one rule at a time, and see that a test goes red
 
 crash: ## the crash matrix: each failpoint, killed, failing and stalled (AT=name: one of them)
 	MILLRACE_CRASH=$(or $(AT),all) go test -count 1 -timeout 30m ./services/millrace -run TestCrashMatrix
+
+# A run that fails says its seed and leaves its history and logs in a folder. SEEDS=n is n seeds from SEED on.
+chaos: ## faults on separate processes and three brokers, by a seed (SEED=n, FOR=1m)
+	MILLRACE_CHAOS=$(or $(FOR),1m) MILLRACE_SEED=$(SEED) MILLRACE_SEEDS=$(SEEDS) go test -count 1 -timeout 24h -v ./services/millrace -run 'TestChaos$$'
+
+soak: ## the same for long, without killing what is measured: memory, goroutines and disk (FOR=1h)
+	MILLRACE_SOAK=$(or $(FOR),1h) MILLRACE_SEED=$(SEED) go test -count 1 -timeout 24h -v ./services/millrace -run 'TestSoak$$'
 
 fuzz: FOR = 30s
 fuzz: ## each fuzz target for 30 s (FOR=5m: so long)

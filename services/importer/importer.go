@@ -164,7 +164,11 @@ func (im *Importer) Run(ctx context.Context) error {
 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return im.jobs.follow(ctx) })
-	g.Go(func() error { return leases.Hold(ctx, "job-tracker", im.tracker.run) })
+	g.Go(func() error {
+		failed := func(err error) { im.env.Log.Warn("tracking jobs, will begin anew", "error", err) }
+		leases.Keep(ctx, "job-tracker", failed, im.tracker.run)
+		return nil
+	})
 	g.Go(func() error {
 		return im.env.Bus.Work(ctx, topology.ImporterDeletions, bus.Options{Workers: deleters}, im.deleter.handle)
 	})

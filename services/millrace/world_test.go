@@ -460,10 +460,12 @@ func settled(j client.Job) int { return j.Progress.Imported + j.Progress.Skipped
 // medium is what tests look at beyond what the client shows.
 type medium struct {
 	client.Video
-	Path   string `json:"source_path"`
-	Job    string `json:"job_id"`
-	Size   int64  `json:"size_bytes"`
-	SHA256 string `json:"sha256"`
+	Connector string `json:"source_connector_id"`
+	Path      string `json:"source_path"`
+	Version   string `json:"source_version"`
+	Job       string `json:"job_id"`
+	Size      int64  `json:"size_bytes"`
+	SHA256    string `json:"sha256"`
 }
 
 // media lists an index, by id.
@@ -622,31 +624,33 @@ func atRest(t testing.TB, nc *nats.Conn, prefix string) {
 	t.Helper()
 	js, err := jetstream.New(nc)
 	must(t, err)
-	top := topology.Topology{Prefix: prefix}
-	eventually(t, "everything comes to rest", func() error {
-		for _, name := range []string{topology.Arrivals, topology.Jobs, topology.Tasks, topology.Files, topology.Runs} {
-			s, err := js.Stream(t.Context(), top.Stream(name))
-			if err != nil {
-				return err
-			}
-			if n := s.CachedInfo().State.Msgs; n > 0 {
-				return fmt.Errorf("%d messages in %s", n, name)
-			}
-		}
-		for _, c := range top.Consumers() {
-			cons, err := js.Consumer(t.Context(), top.Stream(c.Stream), c.Config.Durable)
-			if err != nil {
-				return err
-			}
-			if i := cons.CachedInfo(); i.NumPending > 0 || i.NumAckPending > 0 {
-				return fmt.Errorf("%s has %d pending, %d unacknowledged", c.Config.Durable, i.NumPending, i.NumAckPending)
-			}
-		}
-		return nil
-	})
+	eventually(t, "everything comes to rest", func() error { return resting(t.Context(), js, topology.Topology{Prefix: prefix}) })
 	for _, d := range deadLetters(t, nc, prefix) {
 		t.Errorf("dead: %s", d)
 	}
+}
+
+// resting is nil when nothing is under way.
+func resting(ctx context.Context, js jetstream.JetStream, top topology.Topology) error {
+	for _, name := range []string{topology.Arrivals, topology.Jobs, topology.Tasks, topology.Files, topology.Runs} {
+		s, err := js.Stream(ctx, top.Stream(name))
+		if err != nil {
+			return err
+		}
+		if n := s.CachedInfo().State.Msgs; n > 0 {
+			return fmt.Errorf("%d messages in %s", n, name)
+		}
+	}
+	for _, c := range top.Consumers() {
+		cons, err := js.Consumer(ctx, top.Stream(c.Stream), c.Config.Durable)
+		if err != nil {
+			return err
+		}
+		if i := cons.CachedInfo(); i.NumPending > 0 || i.NumAckPending > 0 {
+			return fmt.Errorf("%s has %d pending, %d unacknowledged", c.Config.Durable, i.NumPending, i.NumAckPending)
+		}
+	}
+	return nil
 }
 
 // deadLetters returns what is in the dead stream.

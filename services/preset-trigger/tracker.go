@@ -44,17 +44,7 @@ type tracker struct {
 
 // run tracks whenever it holds the lease, until ctx ends. What fails is begun anew from the stream.
 func (t *tracker) run(ctx context.Context, leases *store.Leases) {
-	for ctx.Err() == nil {
-		err := leases.Hold(ctx, trackerLease, t.track)
-		if err == nil || ctx.Err() != nil {
-			continue
-		}
-		t.log.Warn("tracking reports, will begin anew", "error", err)
-		select {
-		case <-time.After(time.Second):
-		case <-ctx.Done():
-		}
-	}
+	leases.Keep(ctx, trackerLease, func(err error) { t.log.Warn("tracking reports, will begin anew", "error", err) }, t.track)
 }
 
 // track works until ctx ends or something fails.

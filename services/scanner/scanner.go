@@ -152,7 +152,7 @@ func (s *Scanner) Run(ctx context.Context) error {
 		return b.Work(ctx, topology.ScannerDue, bus.Options{Workers: s.cfg.ScanWorkers}, p.scans.handle)
 	})
 	whenKnown(p.scans.sweep)
-	whenKnown(p.follow.run)
+	whenKnown(func(ctx context.Context) error { p.follow.run(ctx); return nil })
 	g.Go(func() error {
 		return b.Work(ctx, topology.ScannerJobsLive, bus.Options{Workers: s.cfg.LiveWorkers}, p.plan.handle)
 	})

@@ -41,8 +41,8 @@ type followers struct {
 }
 
 // run follows while it holds the lease, until ctx ends.
-func (f *followers) run(ctx context.Context) error {
-	return f.leases.Hold(ctx, leaseSources, f.lead)
+func (f *followers) run(ctx context.Context) {
+	f.leases.Keep(ctx, leaseSources, func(err error) { f.log.Warn("following sources, will begin anew", "error", err) }, f.lead)
 }
 
 // follower is one connector being followed.

@@ -42,17 +42,8 @@ type sender struct {
 
 // run sends whenever it holds the lease, until ctx ends. What fails is begun anew from the stream.
 func (s *sender) run(ctx context.Context, leases *store.Leases) {
-	for ctx.Err() == nil {
-		err := leases.Hold(ctx, senderLease, func(held context.Context) error { return s.send(ctx, held) })
-		if err == nil || ctx.Err() != nil {
-			continue
-		}
-		s.env.Log.Warn("sending to webhooks, will begin anew", "error", err)
-		select {
-		case <-time.After(time.Second):
-		case <-ctx.Done():
-		}
-	}
+	failed := func(err error) { s.env.Log.Warn("sending to webhooks, will begin anew", "error", err) }
+	leases.Keep(ctx, senderLease, failed, func(held context.Context) error { return s.send(ctx, held) })
 }
 
 // Pauses after trouble that is ours.

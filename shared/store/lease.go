@@ -61,6 +61,25 @@ func (l *Leases) Hold(ctx context.Context, key string, do func(context.Context) 
 	return nil
 }
 
+// keepAgain is how long after a failure what is kept begins anew.
+const keepAgain = time.Second
+
+// Keep is Hold of what begins anew when it fails, or when the lease cannot be asked for, until ctx ends: a broker that
+// does not answer for a while must not end whatever else its process is at. failed hears why.
+func (l *Leases) Keep(ctx context.Context, key string, failed func(error), do func(context.Context) error) {
+	for ctx.Err() == nil {
+		err := l.Hold(ctx, key, do)
+		if err == nil || ctx.Err() != nil {
+			continue
+		}
+		failed(err)
+		select {
+		case <-time.After(keepAgain):
+		case <-ctx.Done():
+		}
+	}
+}
+
 func (l *Leases) acquire(ctx context.Context, key string) error {
 	var seen Revision
 	var since time.Time

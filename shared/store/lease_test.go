@@ -11,6 +11,7 @@ import (
 
 	"millrace/shared/bus"
 	"millrace/shared/store"
+	"millrace/shared/topology"
 )
 
 func leases(t *testing.T, b *bus.Bus, holder string) *store.Leases {
@@ -74,6 +75,45 @@ func TestHoldEndsWithTheError(t *testing.T) {
 	if d := time.Since(start); d > store.LeaseTime/2 {
 		t.Errorf("it took %s", d)
 	}
+}
+
+// TestKeepOutlivesTrouble: leases that cannot be read, and work that fails, are a reason to begin anew and not to end.
+func TestKeepOutlivesTrouble(t *testing.T) {
+	t.Parallel()
+	connect := open(t)
+	b, _ := connect()
+	lease := leases(t, b, "a")
+	bucket := "KV_" + b.Bucket(topology.Leases)
+	if err := b.JetStream().DeleteStream(t.Context(), bucket); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	failures, held, over := make(chan error, 8), make(chan struct{}), make(chan struct{})
+	boom := errors.New("boom")
+	go func() {
+		defer close(over)
+		times := 0
+		lease.Keep(ctx, "tracker", func(err error) { failures <- err }, func(ctx context.Context) error {
+			if times++; times == 1 {
+				return boom
+			}
+			close(held)
+			<-ctx.Done()
+			return nil
+		})
+	}()
+	if err := await(t, "leases that cannot be read", failures); errors.Is(err, boom) {
+		t.Fatalf("it is held although there are no leases: %v", err)
+	}
+	if err := b.Apply(t.Context(), b.JetStream()); err != nil {
+		t.Fatal(err)
+	}
+	for !errors.Is(await(t, "work that fails", failures), boom) {
+	}
+	await(t, "work that begins anew", held)
+	cancel()
+	await(t, "the end", over)
 }
 
 // When a holder's connection dies, it knows that it lost the lease before anybody else has it; who waits gets it after

@@ -140,7 +140,7 @@ func (t Topology) Complete(ctx context.Context, js jetstream.JetStream) error {
 			if err == nil {
 				err = led(s.CachedInfo().Cluster)
 			}
-			if err != nil {
+			if err = electing(err); err != nil {
 				return fmt.Errorf("stream %s: %w", row.Config.Name, err)
 			}
 			for _, row := range consumers[row.Name] {
@@ -148,7 +148,7 @@ func (t Topology) Complete(ctx context.Context, js jetstream.JetStream) error {
 				if err == nil {
 					err = led(c.CachedInfo().Cluster)
 				}
-				if err != nil {
+				if err = electing(err); err != nil {
 					return fmt.Errorf("consumer %s: %w", row.Config.Durable, err)
 				}
 			}
@@ -164,6 +164,18 @@ func led(c *jetstream.ClusterInfo) error {
 		return ErrNoLeader
 	}
 	return nil
+}
+
+// unavailable is what a node answers that does not know of a leader of the cluster (JSClusterNotAvailErr).
+const unavailable jetstream.ErrorCode = 10008
+
+// electing adds ErrNoLeader to what a node answers while the cluster as a whole has no leader.
+func electing(err error) error {
+	var api *jetstream.APIError
+	if errors.As(err, &api) && api.ErrorCode == unavailable {
+		return fmt.Errorf("%w: %w", ErrNoLeader, err)
+	}
+	return err
 }
 
 // Bind returns a consumer of the table, or ErrMissing.

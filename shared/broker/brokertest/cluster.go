@@ -43,12 +43,23 @@ type nodeOptions struct {
 	conf string
 	user *neturl.Userinfo // of Connect and URL
 	opts []nats.Option    // of Connect
+	dir  string
+	link func(from, to int, addr string) string
 }
 
 // Accounts puts conf, with accounts and users, behind the configuration of the nodes. Connect and URL are for user; opts
 // are what Connect needs as that user.
 func Accounts(conf string, user *neturl.Userinfo, opts ...nats.Option) NodeOption {
-	return func(o *nodeOptions) { *o = nodeOptions{conf, user, opts} }
+	return func(o *nodeOptions) { o.conf, o.user, o.opts = conf, user, opts }
+}
+
+// In keeps the stores, configurations and logs of the nodes in a folder of the caller: n0, n0.conf, n0.log and so on.
+func In(dir string) NodeOption { return func(o *nodeOptions) { o.dir = dir } }
+
+// Between puts something between the nodes, such as a proxy that can be cut: link returns where node from dials instead
+// of addr, where node to listens for routes.
+func Between(link func(from, to int, addr string) string) NodeOption {
+	return func(o *nodeOptions) { o.link = link }
 }
 
 type node struct {
@@ -76,15 +87,13 @@ func Cluster(t testing.TB, n int, opts ...NodeOption) *Nodes {
 		t.Fatal(err)
 	}
 	c := &Nodes{t: t, http: http.Client{Timeout: time.Second}, nodeOptions: more}
-	dir := t.TempDir()
-	ports := freePorts(t, 3*n)
-	var routes []string
-	for i := range n {
-		routes = append(routes, fmt.Sprintf("nats-route://127.0.0.1:%d", ports[3*i+2]))
+	if c.dir == "" {
+		c.dir = t.TempDir()
 	}
+	ports := freePorts(t, 3*n)
 	for i := range n {
 		nd := &node{
-			name: fmt.Sprintf("n%d", i), dir: filepath.Join(dir, fmt.Sprintf("n%d", i)),
+			name: fmt.Sprintf("n%d", i), dir: filepath.Join(c.dir, fmt.Sprintf("n%d", i)),
 			client: ports[3*i], monitor: ports[3*i+1],
 		}
 		if err := os.MkdirAll(nd.dir, 0o700); err != nil {
@@ -97,8 +106,7 @@ http: 127.0.0.1:%d
 jetstream { store_dir: %q, sync_interval: always, max_file_store: 16GB, max_memory_store: 256MB }
 `, nd.name, nd.client, nd.monitor, nd.dir)
 		if n > 1 {
-			conf += fmt.Sprintf("cluster { name: test, listen: 127.0.0.1:%d, no_advertise: true, routes: [%s] }\n",
-				ports[3*i+2], strings.Join(routes, ", "))
+			conf += c.routes(i, ports)
 		}
 		if err := os.WriteFile(nd.conf(), []byte(conf+more.conf), 0o600); err != nil {
 			t.Fatal(err)
@@ -124,6 +132,25 @@ jetstream { store_dir: %q, sync_interval: always, max_file_store: 16GB, max_memo
 	return c
 }
 
+// routes is how node i finds the others.
+func (c *Nodes) routes(i int, ports []int) string {
+	var routes []string
+	advertised := ""
+	for j := range len(ports) / 3 {
+		addr := fmt.Sprintf("127.0.0.1:%d", ports[3*j+2])
+		if c.link != nil {
+			if j == i {
+				continue
+			}
+			addr = c.link(i, j, addr)
+			advertised = "advertise: 127.0.0.1:1, " // what nodes tell each other would lead around the links
+		}
+		routes = append(routes, "nats-route://"+addr)
+	}
+	return fmt.Sprintf("cluster { name: test, listen: 127.0.0.1:%d, %sno_advertise: true, routes: [%s] }\n",
+		ports[3*i+2], advertised, strings.Join(routes, ", "))
+}
+
 // URL lists all nodes, for broker.Dial.
 func (c *Nodes) URL() string { return c.URLAs(c.user) }
 
@@ -140,8 +167,17 @@ func (c *Nodes) URLAs(user *neturl.Userinfo) string {
 func (c *Nodes) NodeURL(i int) string { return c.url(i, c.user) }
 
 func (c *Nodes) url(i int, user *neturl.Userinfo) string {
-	return (&neturl.URL{Scheme: "nats", User: user, Host: fmt.Sprintf("127.0.0.1:%d", c.nodes[i].client)}).String()
+	return (&neturl.URL{Scheme: "nats", User: user, Host: c.Addr(i)}).String()
 }
+
+// Len is how many nodes there are.
+func (c *Nodes) Len() int { return len(c.nodes) }
+
+// Addr is where node i listens for clients, without a name or password.
+func (c *Nodes) Addr(i int) string { return fmt.Sprintf("127.0.0.1:%d", c.nodes[i].client) }
+
+// Dir is the store of node i.
+func (c *Nodes) Dir(i int) string { return c.nodes[i].dir }
 
 // Log is what node i has written.
 func (c *Nodes) Log(i int) string {
@@ -223,7 +259,7 @@ func (c *Nodes) WaitReady() {
 	c.t.Helper()
 	deadline := time.Now().Add(readyWithin)
 	for {
-		err := c.ready()
+		err := c.Ready()
 		if err == nil {
 			return
 		}
@@ -247,7 +283,8 @@ func (c *Nodes) MetaLeader() int {
 	return -1
 }
 
-func (c *Nodes) ready() error {
+// Ready is nil when what WaitReady waits for is so.
+func (c *Nodes) Ready() error {
 	leaders := map[string]bool{}
 	for i, nd := range c.nodes {
 		if nd.cmd == nil {
