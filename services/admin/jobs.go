@@ -247,6 +247,11 @@ func (a *Admin) viewWithFiles(ctx context.Context, j store.Job) (importJob, erro
 
 func (a *Admin) fold(ctx context.Context, j store.Job) (importJob, error) {
 	v := viewJob(j)
+	if f, ok := a.recall.get(j.ID); ok && j.Settled {
+		v.VideoIDs, v.FailedFiles, v.SkippedFiles = f.videos, f.failed, f.skipped
+		v.Progress.CurrentFile = nil
+		return v, nil
+	}
 	counts := jobProgress{BytesTransferred: v.Progress.BytesTransferred}
 	for f, err := range a.files(ctx, j) {
 		if errors.Is(err, store.ErrNotFound) {
@@ -281,6 +286,9 @@ func (a *Admin) fold(ctx context.Context, j store.Job) (importJob, error) {
 	}
 	if j.Status.Terminal() {
 		v.Progress.CurrentFile = nil
+	}
+	if j.Settled && j.Report != "" && !v.FilesOmitted {
+		a.recall.put(j.ID, jobFiles{v.VideoIDs, v.FailedFiles, v.SkippedFiles})
 	}
 	return v, nil
 }
