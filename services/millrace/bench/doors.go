@@ -165,8 +165,14 @@ func (l *lab) readRows(ctx context.Context, up *product, what, path string) ([]R
 	}
 	p.into(&rate, "/s")
 	p, err = l.alternate(
-		func(int) (float64, error) { _, took, err := ours.run(ctx, n, readRate/2); return quantile(took, 0.99), err },
-		func(int) (float64, error) { _, took, err := theirs.run(ctx, n, readRate/2); return quantile(took, 0.99), err })
+		func(int) (float64, error) {
+			_, took, err := ours.run(ctx, n, readRate/2)
+			return quantile(took, 0.99), err
+		},
+		func(int) (float64, error) {
+			_, took, err := theirs.run(ctx, n, readRate/2)
+			return quantile(took, 0.99), err
+		})
 	if err != nil {
 		return nil, err
 	}
