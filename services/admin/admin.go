@@ -179,6 +179,7 @@ type Admin struct {
 	exportAutos *store.Register[store.ExportAutomation]
 	links       linkSigner
 	runBook     *runBook
+	recall      recall
 	keys        *keyring
 	webhooks    *webhooks
 	push        *pushVerifier // nil: pushes need an API key

@@ -5,12 +5,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"iter"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -63,24 +65,67 @@ type world struct {
 	exports     *store.Register[store.Export]
 }
 
-func newWorld(t testing.TB, change ...func(*admin.Config)) *world {
-	t.Helper()
-	s, err := server.NewServer(&server.Options{JetStream: true, StoreDir: t.TempDir(), DontListen: true, NoSigs: true, NoLog: true, JetStreamMaxStore: 32 << 20})
-	must(t, err)
+// emptyStore is the folder of a broker that has the topology and nothing in it. Each world gets a copy: to make the streams
+// anew takes a multiple of that. TestMain sets it.
+var emptyStore string
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	dir, err := os.MkdirTemp("", "millrace-admin-")
+	if err == nil {
+		err = makeStore(dir)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	emptyStore = dir
+	code := m.Run()
+	_ = os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+func makeStore(dir string) error {
+	s, nc, err := startBroker(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { nc.Close(); s.Shutdown(); s.WaitForShutdown() }()
+	b, err := bus.New(nc, names, "admin", slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	return names.Apply(context.Background(), b.JetStream())
+}
+
+func startBroker(dir string) (*server.Server, *nats.Conn, error) {
+	s, err := server.NewServer(&server.Options{JetStream: true, StoreDir: dir, DontListen: true, NoSigs: true, NoLog: true, JetStreamMaxStore: 32 << 20})
+	if err != nil {
+		return nil, nil, err
+	}
 	s.Start()
-	stop := sync.OnceFunc(func() { s.Shutdown(); s.WaitForShutdown() })
-	t.Cleanup(stop)
 	if !s.ReadyForConnections(10 * time.Second) {
-		t.Fatal("the broker did not start")
+		return nil, nil, errors.New("the broker did not start")
 	}
 	nc, err := nats.Connect("", nats.InProcessServer(s), nats.MaxReconnects(0))
+	return s, nc, err
+}
+
+var names = topology.Topology{Prefix: "t", Replicas: 1}
+
+func newWorld(t testing.TB, change ...func(*admin.Config)) *world {
+	t.Helper()
+	dir := t.TempDir()
+	must(t, os.CopyFS(dir, os.DirFS(emptyStore)))
+	s, nc, err := startBroker(dir)
 	must(t, err)
+	stop := sync.OnceFunc(func() { s.Shutdown(); s.WaitForShutdown() })
+	t.Cleanup(stop)
 	t.Cleanup(nc.Close)
 	w := &world{t: t, log: new(safeBuffer), sources: &sources{objects: make(map[string][]bucket.Object)}, keys: make(map[string]string), stop: stop}
 	log := slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	w.bus, err = bus.New(nc, topology.Topology{Prefix: "t", Replicas: 1}, "admin", log)
+	w.bus, err = bus.New(nc, names, "admin", log)
 	must(t, err)
-	must(t, w.bus.Apply(t.Context(), w.bus.JetStream()))
 	connect := func(name string) (*nats.Conn, error) {
 		return nats.Connect("", nats.InProcessServer(s), nats.Name(name))
 	}
@@ -500,6 +545,7 @@ func TestConfig(t *testing.T) {
 }
 
 func TestRun(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	if w.admin.Ready() == nil {
 		t.Error("ready before it runs")
@@ -550,6 +596,7 @@ func eventually(t testing.TB, what string, ok func() bool) {
 }
 
 func TestEnsureKey(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	for _, k := range w.keys {
@@ -589,6 +636,7 @@ func TestEnsureKey(t *testing.T) {
 }
 
 func TestBrokerAway(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.do("GET", "/indexes", nil).want(200)
 	w.stop()
@@ -596,6 +644,7 @@ func TestBrokerAway(t *testing.T) {
 }
 
 func TestStoreFull(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	var a answer

@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -367,19 +368,22 @@ func readAll(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error
 	return data, nil
 }
 
-// serveOpenAPI renders the document once.
+// serveOpenAPI renders the document once, for the first who asks.
 func (a *Admin) serveOpenAPI() http.HandlerFunc {
 	schemas := a.api.OpenAPI().Components.Schemas.Map()
 	for _, unused := range []string{"ErrorModel", "ErrorDetail"} { // huma documents its own error, which nobody gets
 		delete(schemas, unused)
 	}
-	doc, err := json.Marshal(a.api.OpenAPI())
-	if err != nil {
-		panic(err) // plain data
-	}
+	rendered := sync.OnceValue(func() []byte {
+		doc, err := json.Marshal(a.api.OpenAPI())
+		if err != nil {
+			panic(err) // plain data
+		}
+		return doc
+	})
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		_, _ = w.Write(doc)
+		_, _ = w.Write(rendered())
 	}
 }
 

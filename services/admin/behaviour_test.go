@@ -30,6 +30,7 @@ import (
 )
 
 func TestGCSForm(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	send := func(credentials []byte, parts ...[2]string) answer {
 		raw, ct := gcsForm(t, credentials, parts...)
@@ -71,6 +72,7 @@ func TestGCSForm(t *testing.T) {
 }
 
 func TestConnectorTestAndBrowse(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	path := "/connectors/" + f.connector
@@ -123,6 +125,7 @@ func TestConnectorTestAndBrowse(t *testing.T) {
 }
 
 func TestJobs(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	ctx := t.Context()
@@ -205,6 +208,7 @@ func merged(parts ...obj) obj {
 }
 
 func TestAutomationValidation(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	index := w.do("POST", "/indexes", obj{"name": "fresh"}).str("index_id")
@@ -270,6 +274,7 @@ func (w *world) due(automation string) bool {
 }
 
 func TestAutomationEffects(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	ctx := t.Context()
@@ -357,6 +362,7 @@ func TestAutomationEffects(t *testing.T) {
 
 // TestPauseHolds: once a pause is answered no window closes, although many try, and however pauses and resumes met.
 func TestPauseHolds(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	ctx := t.Context()
@@ -435,6 +441,7 @@ func TestPauseHolds(t *testing.T) {
 }
 
 func TestVideosAndRuns(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	ctx := t.Context()
@@ -532,6 +539,7 @@ func TestVideosAndRuns(t *testing.T) {
 }
 
 func TestPrompts(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	body := obj{"name": "Ünïcødé", "prompt_text": "0123456789", "json_schema": json.RawMessage(schema),
 		"video_level":       obj{"instructions_text": "x", "included_segment_fields": []string{"a"}, "json_schema": obj{"type": "object"}},
@@ -556,6 +564,7 @@ func TestPrompts(t *testing.T) {
 }
 
 func TestPushedNotifications(t *testing.T) {
+	t.Parallel()
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	must(t, err)
 	stranger, err := rsa.GenerateKey(rand.Reader, 2048)
@@ -630,6 +639,7 @@ func TestPushedNotifications(t *testing.T) {
 
 // TestPanic: whatever breaks in a handler, the client gets the envelope and the log the reason.
 func TestPanic(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	c := w.do("POST", "/connectors/dir", obj{"name": "n", "path": "/allowed"}).str("connector_id")
 	w.sources.panics = true

@@ -110,6 +110,7 @@ func (w *world) count(what string) int {
 }
 
 func TestCommands(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	c := w.commander()
@@ -192,6 +193,7 @@ func TestCommands(t *testing.T) {
 }
 
 func TestMalformedCommands(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.fixture()
 	c := w.commander()
@@ -234,6 +236,7 @@ func TestMalformedCommands(t *testing.T) {
 // Whatever is done before a crash, the redelivery does the rest: the outcome is recorded but was not told, or the
 // message is in the hands of a process that died.
 func TestCommandsAfterACrash(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.fixture()
 	records := register[store.Command](w, topology.CommandRecords)
@@ -295,6 +298,7 @@ func (c *commander) told() (n int) {
 
 // Many at once, the same ones among them from several publishers, are each done once.
 func TestManyCommands(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.fixture()
 	c := w.commander()

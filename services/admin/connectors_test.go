@@ -28,6 +28,7 @@ func without(o obj, name string) obj {
 
 // Credentials are sealed, and shown to nobody.
 func TestCloudConnectors(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	s3 := w.do("POST", "/connectors/s3", merged(s3Body(), obj{"endpoint_url": "https://minio.example.com", "force_path_style": true, "scopes": nil, "import_mode": nil})).want(201)
 	if s3.str("region") != "eu-central-1" || s3.str("bucket") != "field-recordings" || s3.at("force_path_style") != true || s3.str("endpoint_url") == "" ||
@@ -52,6 +53,7 @@ func TestCloudConnectors(t *testing.T) {
 }
 
 func TestPatchConnector(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	id := w.do("POST", "/connectors/s3", s3Body()).want(201).str("connector_id")
 	path := "/connectors/" + id
@@ -103,6 +105,7 @@ func TestPatchConnector(t *testing.T) {
 }
 
 func TestDeleteConnector(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	path := "/connectors/" + f.connector
@@ -128,6 +131,7 @@ func TestDeleteConnector(t *testing.T) {
 
 // A test that cannot even open the storage puts that on record.
 func TestTestOfAConnectorWithoutADriver(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	id := w.do("POST", "/connectors/azure", azureBody()).want(201).str("connector_id")
 	w.sources.set(id, fmt.Errorf("open: %w", bucket.ErrNoBucket))

@@ -31,6 +31,7 @@ func (w *world) messages(stream, subject string) (data []string) {
 }
 
 func TestDeadLetters(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	for i := range 5 {
 		w.bury(event.Dead{Subject: w.bus.Subject("notification", "c"), Delivered: 3, Data: []byte(fmt.Sprintf("<%d>", i))})
@@ -68,6 +69,7 @@ func TestDeadLetters(t *testing.T) {
 }
 
 func TestReplay(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	subject := w.bus.Subject("notification", "c")
 	// Headers that told the broker what to do the first time would make it refuse, or drop it, the second.
@@ -104,6 +106,7 @@ func TestReplay(t *testing.T) {
 
 // What could not be read as a command may be one that carries credentials.
 func TestDeadCommandsShowNoBody(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.bury(event.Dead{Subject: w.bus.Subject("command", "connector", "create"), Data: []byte(`{"aws_secret_access_key": PLANTED`)})
 	if a := w.do("GET", "/dead", nil).want(200); a.at("data", 0, "data") != nil || strings.Contains(string(a.raw), "PLANTED") {

@@ -13,6 +13,7 @@ import (
 
 // A medium is gone when its deletion is answered; its bytes are for the importer, which is asked once.
 func TestDeleteVideo(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	path := "/videos/" + f.video
@@ -54,6 +55,7 @@ func TestDeleteVideo(t *testing.T) {
 
 // An index is gone when its deletion is answered, and its deletion answers for it from then on.
 func TestDeleteIndex(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	path := "/indexes/" + f.index

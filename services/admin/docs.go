@@ -11,6 +11,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/danielgtaylor/huma/v2"
 )
@@ -49,19 +50,22 @@ type manualMember struct {
 	Required              bool
 }
 
-// serveDocs renders the page once: it is complete in itself, without scripts, so it works offline.
+// serveDocs renders the page once, for the first who asks: it is complete in itself, without scripts, so it works offline.
 func (a *Admin) serveDocs() http.HandlerFunc {
-	doc := a.api.OpenAPI()
-	m := manual{Info: doc.Info, Base: a.cfg.BasePath, Prefix: a.bus.Prefix, Groups: a.manualGroups(doc)}
-	m.Problem = membersIn(doc.Components.Schemas, doc.Components.Schemas.Schema(reflect.TypeFor[envelope](), true, "Error"), "", 0)
-	var page bytes.Buffer
-	if err := docsTemplate.Execute(&page, m); err != nil {
-		panic(err) // plain data
-	}
+	rendered := sync.OnceValue(func() []byte {
+		doc := a.api.OpenAPI()
+		m := manual{Info: doc.Info, Base: a.cfg.BasePath, Prefix: a.bus.Prefix, Groups: a.manualGroups(doc)}
+		m.Problem = membersIn(doc.Components.Schemas, doc.Components.Schemas.Schema(reflect.TypeFor[envelope](), true, "Error"), "", 0)
+		var page bytes.Buffer
+		if err := docsTemplate.Execute(&page, m); err != nil {
+			panic(err) // plain data
+		}
+		return page.Bytes()
+	})
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
-		_, _ = w.Write(page.Bytes()) // a client that has gone away does not mind
+		_, _ = w.Write(rendered()) // a client that has gone away does not mind
 	}
 }
 

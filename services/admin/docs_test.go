@@ -15,6 +15,7 @@ var hidden = regexp.MustCompile(` /api/v2/api-keys(/|$)`)
 
 // TestDocumentIsTheRoutes holds the OpenAPI document against what is routed, in both directions.
 func TestDocumentIsTheRoutes(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	doc := w.do("GET", "//openapi.json", nil, request{key: "-"})
 	var documented []string
@@ -35,6 +36,7 @@ func TestDocumentIsTheRoutes(t *testing.T) {
 }
 
 func TestDocs(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	rec := httptest.NewRecorder()
 	w.admin.Handler().ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/docs", nil))

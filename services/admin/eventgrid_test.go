@@ -12,6 +12,7 @@ import (
 
 // Event Grid is answered in its own way: both handshakes, lists taken apart, and never a status on which it gives up.
 func TestEventGrid(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	azure := w.do("POST", "/connectors/azure", merged(azureBody(), obj{"storage_account": "drops", "container": "cams"})).want(201).str("connector_id")
 	path := "/notifications/" + azure

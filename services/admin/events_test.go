@@ -158,6 +158,7 @@ func (w *world) happen(typ event.Type, index, subject string) event.Event {
 }
 
 func TestEvents(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	url := w.serve(t)
 	w.happen(event.JobCompleted, "idx_1", "job_before")
@@ -195,6 +196,7 @@ func TestEvents(t *testing.T) {
 }
 
 func TestEventsGoOn(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	url := w.serve(t)
 	f := follow(t, url+"/events", w.keys["read"], "")
@@ -224,6 +226,7 @@ func TestEventsGoOn(t *testing.T) {
 }
 
 func TestEventsEndWithTheKey(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := follow(t, w.serve(t)+"/events", w.keys["read"], "")
 	must(t, w.keyring.Delete(t.Context(), secret.HashKey(w.keys["read"])))
@@ -231,6 +234,7 @@ func TestEventsEndWithTheKey(t *testing.T) {
 }
 
 func TestEventsEndWithTheServer(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -260,6 +264,7 @@ func (s *stuck) Write(p []byte) (int, error) {
 }
 
 func TestSlowClientsAreDropped(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, base+"/events?last_event_id=1-1", nil)
 	r.Header.Set("X-API-Key", w.keys["read"])
@@ -274,6 +279,7 @@ func TestSlowClientsAreDropped(t *testing.T) {
 }
 
 func TestTooManyEventStreams(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	url := w.serve(t)
 	var open []*follower

@@ -52,6 +52,7 @@ func wantVerdict(t *testing.T, a answer, words ...string) {
 }
 
 func TestExplainWhatWasImported(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	const path = "cams/a & b.mp4"
@@ -99,6 +100,7 @@ func TestExplainWhatWasImported(t *testing.T) {
 }
 
 func TestExplainWhyNot(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	connector := w.do("POST", "/connectors/dir", obj{"name": "Drop", "path": "/allowed/drop"}).want(201).str("connector_id")
@@ -131,6 +133,7 @@ func TestExplainWhyNot(t *testing.T) {
 }
 
 func TestExplainOnTheWay(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	ctx := t.Context()
@@ -166,6 +169,7 @@ func TestExplainOnTheWay(t *testing.T) {
 }
 
 func TestExplainHowItWasSettled(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	for i, c := range []struct {

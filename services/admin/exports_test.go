@@ -88,6 +88,7 @@ func conformExport(t *testing.T, v any) {
 
 // Every state an export can be in is shown with exactly the members that clients know.
 func TestExportObject(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	now := time.Now().UTC()
@@ -171,6 +172,7 @@ func TestExportObject(t *testing.T) {
 
 // What is asked for is on record and in the queue, and says no more than it may.
 func TestCreateExport(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	create := func(path string, body any) (store.Export, answer) {
@@ -262,6 +264,7 @@ var tokens = regexp.MustCompile(`^v1\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+$`)
 // A download is a plain file of known length; a link to it is made for clients that come by https, and opens that file
 // alone, for a while.
 func TestDownload(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	path := "/exports/" + f.export + "/download"
@@ -346,6 +349,7 @@ func TestDownload(t *testing.T) {
 }
 
 func TestExportAutomation(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	path := "/indexes/" + f.index + "/automations/export"

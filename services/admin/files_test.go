@@ -34,6 +34,7 @@ func (w *world) all(path string) (paths []string) {
 }
 
 func TestFilesOfAJob(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	ctx := t.Context()
@@ -101,6 +102,7 @@ func TestFilesOfAJob(t *testing.T) {
 }
 
 func TestRetry(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	path := "/import-jobs/" + f.job

@@ -25,6 +25,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
+	"golang.org/x/sync/errgroup"
 
 	"millrace/shared/bus"
 	"millrace/shared/event"
@@ -48,6 +49,7 @@ type operation struct {
 	key     string // as the client sent it
 	id      string // stands for account, method, path and key
 	request string // digest of the decoded request; it tells nothing to those who do not know the key
+	beside  *errgroup.Group
 }
 
 type operationKey struct{}
@@ -56,6 +58,22 @@ type operationKey struct{}
 func operationOf(ctx context.Context) (operation, bool) {
 	op, ok := ctx.Value(operationKey{}).(operation)
 	return op, ok
+}
+
+// beside carries out what of an operation must be done before it is answered, but may go on while the answer is being kept:
+// what comes to be without it as well, should the process die when only the answer is there. Of other requests it is just a
+// step.
+func beside(ctx context.Context, do func(context.Context) error) error {
+	op, ok := operationOf(ctx)
+	if !ok || op.beside == nil {
+		return do(ctx)
+	}
+	op.beside.Go(func() error {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
+		defer cancel()
+		return do(ctx)
+	})
+	return nil
 }
 
 // newID is the id of something that a request creates, one per prefix: random, or a function of the request when that
@@ -215,9 +233,8 @@ const (
 // once answers a request: by what handle does, the first time, and by what is kept, from then on.
 func (a *Admin) once(ctx huma.Context, op operation, rt route, handle func(huma.Context)) {
 	r, w := humago.Unwrap(ctx)
-	withOp := r.WithContext(context.WithValue(r.Context(), operationKey{}, op))
 	if rt.repeats {
-		handle(humago.NewContext(ctx.Operation(), withOp, w))
+		handle(humago.NewContext(ctx.Operation(), withOperation(r, op), w))
 		return
 	}
 	s := a.answers
@@ -247,7 +264,8 @@ func (a *Admin) once(ctx huma.Context, op operation, rt route, handle func(huma.
 			c.giveBack(r.Context())
 		}
 	}()
-	handle(humago.NewContext(ctx.Operation(), withOp, rec))
+	op.beside = new(errgroup.Group)
+	handle(humago.NewContext(ctx.Operation(), withOperation(r, op), rec))
 	stop()
 	if rec.status >= 200 && rec.status < 300 {
 		err = c.keep(context.WithoutCancel(r.Context()), rec.status, rec.body.Bytes())
@@ -255,13 +273,17 @@ func (a *Admin) once(ctx huma.Context, op operation, rt route, handle func(huma.
 		c.giveBack(r.Context())
 	}
 	c = nil
-	if err != nil { // the effect is there; who repeats the request finds it
+	if err = errors.Join(err, op.beside.Wait()); err != nil { // the effect is there; who repeats the request finds it
 		a.fail(w, r, err)
 		return
 	}
 	maps.Copy(w.Header(), rec.header)
 	w.WriteHeader(rec.status)
 	_, _ = w.Write(rec.body.Bytes())
+}
+
+func withOperation(r *http.Request, op operation) *http.Request {
+	return r.WithContext(context.WithValue(r.Context(), operationKey{}, op))
 }
 
 // enter waits until the operation is not under way in this process.

@@ -55,6 +55,7 @@ func (w *world) crash(method, path, key string) {
 
 // Requests are compared by what they say.
 func TestSameRequest(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	raw := func(path, key, body, contentType string) answer {
@@ -129,6 +130,7 @@ func TestSameRequest(t *testing.T) {
 
 // What is kept is sealed, whatever it is, and the key itself is not kept.
 func TestAnswersAreSealed(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.do("POST", "/indexes", obj{"name": "PLANTED-NAME"}, keyed("PLANTED-KEY")).want(201)
 	stream, err := w.bus.JetStream().Stream(t.Context(), "KV_"+w.bus.Bucket(topology.Answers))
@@ -158,6 +160,7 @@ func TestAnswersAreSealed(t *testing.T) {
 
 // An answer that is larger than a message of the broker may be.
 func TestLongAnswer(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	job := w.do("POST", "/import-jobs", obj{"connector_id": f.connector, "index_id": f.index}).want(202).str("job_id")
@@ -183,6 +186,7 @@ func TestLongAnswer(t *testing.T) {
 
 // Two processes get the same request at once: one carries it out, both give its answer.
 func TestTwoProcesses(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	doors := []*world{w, w.again("second"), w.again("third")}
 	for round := range 20 {
@@ -209,6 +213,7 @@ func TestTwoProcesses(t *testing.T) {
 
 // A claim of a process that is silent is taken over after a while; of one that lives it is not.
 func TestSilentProcess(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	other := w.again("second")
@@ -243,6 +248,7 @@ func TestSilentProcess(t *testing.T) {
 
 // What a request created is left as it has become when the request is carried out once more.
 func TestRepeatedCreation(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	body := obj{"name": "n", "path": "/allowed/x"}
@@ -274,6 +280,7 @@ func TestRepeatedCreation(t *testing.T) {
 
 // A panic and a refusal leave the key free.
 func TestFailureLeavesTheKeyFree(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	path := "/connectors/" + f.connector + "/test"

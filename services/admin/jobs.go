@@ -150,7 +150,7 @@ func madeBefore[T any](ctx context.Context, reg *store.Register[T], id string) (
 }
 
 // startJob asks for the job first and records it second: a record without a request would stay pending for ever, while a
-// request without a record gets one from whoever plans it.
+// request without a record gets one from whoever plans it. For the same reason the answer may be kept meanwhile.
 func (a *Admin) startJob(ctx context.Context, job store.Job) (*body[importJob], error) {
 	if was, made, err := madeBefore(ctx, a.jobs, job.ID); made || err != nil {
 		return &body[importJob]{viewJob(was)}, err
@@ -158,12 +158,11 @@ func (a *Admin) startJob(ctx context.Context, job store.Job) (*body[importJob], 
 	if err := a.requestJob(ctx, job); err != nil {
 		return nil, err
 	}
-	_, _, err := a.jobs.Modify(ctx, job.ID, func(j *store.Job) error {
-		if j.ID != "" { // it is being planned already
-			return store.ErrUnchanged
+	err := beside(ctx, func(ctx context.Context) error {
+		if err := a.jobs.Create(ctx, job.ID, job); !errors.Is(err, bus.ErrConflict) {
+			return err
 		}
-		*j = job
-		return nil
+		return nil // it is being planned already
 	})
 	if err != nil {
 		return nil, err
@@ -248,6 +247,11 @@ func (a *Admin) viewWithFiles(ctx context.Context, j store.Job) (importJob, erro
 
 func (a *Admin) fold(ctx context.Context, j store.Job) (importJob, error) {
 	v := viewJob(j)
+	if f, ok := a.recall.get(j.ID); ok && j.Settled {
+		v.VideoIDs, v.FailedFiles, v.SkippedFiles = f.videos, f.failed, f.skipped
+		v.Progress.CurrentFile = nil
+		return v, nil
+	}
 	counts := jobProgress{BytesTransferred: v.Progress.BytesTransferred}
 	for f, err := range a.files(ctx, j) {
 		if errors.Is(err, store.ErrNotFound) {
@@ -282,6 +286,9 @@ func (a *Admin) fold(ctx context.Context, j store.Job) (importJob, error) {
 	}
 	if j.Status.Terminal() {
 		v.Progress.CurrentFile = nil
+	}
+	if j.Settled && j.Report != "" && !v.FilesOmitted {
+		a.recall.put(j.ID, jobFiles{v.VideoIDs, v.FailedFiles, v.SkippedFiles})
 	}
 	return v, nil
 }

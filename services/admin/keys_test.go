@@ -39,6 +39,7 @@ func (w *world) run() (stop func()) {
 }
 
 func TestKeys(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	w.run()
@@ -132,6 +133,7 @@ func list(t *testing.T, keys *admin.Keys) []admin.APIKey {
 
 // A watch that has missed a change is noticed, and keys are asked for again.
 func TestSilentWatch(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.run()
 	key := w.keys["read"]
@@ -152,6 +154,7 @@ func TestSilentWatch(t *testing.T) {
 
 // The door lets in who can read the folder, as long as the server runs.
 func TestDoor(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	if _, err := admin.ReadDoor(dir); !errors.Is(err, admin.ErrNoDoor) {
 		t.Errorf("no server: %v", err)
@@ -225,6 +228,7 @@ func TestDoor(t *testing.T) {
 
 // There are no sessions, so nobody may manage keys over the public routes.
 func TestPublicKeyRoutes(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	for _, route := range []string{"GET /api-keys", "POST /api-keys", "GET /api-keys/key_1", "DELETE /api-keys/key_1", "POST /api-keys/key_1/revoke", "POST /api-keys/key_1/rotate"} {
 		method, path, _ := strings.Cut(route, " ")
@@ -236,6 +240,7 @@ func TestPublicKeyRoutes(t *testing.T) {
 
 // A key that asks too often hears so and for how long; others do not.
 func TestRateLimit(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(c *admin.Config) {
 		c.Limits = admin.Limits{WriteLimit: admin.Limit{Minute: 1000, Hour: 3}, ReadLimit: admin.Limit{Minute: 1000, Hour: 1}}
 	})

@@ -111,6 +111,7 @@ var onlyHTTP = regexp.MustCompile(`^(POST /notifications/\{\w+\}|GET /events|GET
 
 // TestRequestsAnswerLikeHTTP sends to each endpoint what the table of routes sends over HTTP.
 func TestRequestsAnswerLikeHTTP(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	d := w.natsDoor()
@@ -171,6 +172,7 @@ func TestRequestsAnswerLikeHTTP(t *testing.T) {
 }
 
 func TestRequestErrors(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	d := w.natsDoor()
@@ -202,6 +204,7 @@ func TestRequestErrors(t *testing.T) {
 
 // A request that waits for a storage does not keep others of its endpoint waiting.
 func TestSlowRequestsStandAside(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	d := w.natsDoor()

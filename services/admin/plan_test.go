@@ -14,6 +14,7 @@ import (
 
 // TestPlan: a plan names exactly what is neither settled nor in a job, and imports nothing.
 func TestPlan(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	ctx := t.Context()

@@ -11,6 +11,7 @@ import (
 
 // PUT is partial: only what is sent changes, null is absent, an empty description is a value.
 func TestEditPrompt(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	level := obj{"instructions_text": "x", "included_segment_fields": []string{"a"}, "json_schema": obj{"type": "object"}}
 	id := w.do("POST", "/prompts", obj{"name": "Log", "prompt_text": "0123456789", "json_schema": json.RawMessage(schema), "description": "d",
@@ -42,6 +43,7 @@ func TestEditPrompt(t *testing.T) {
 
 // A prompt that something asks stays, unless it is forced; deleted is deleted, however often it is said.
 func TestDeletePrompt(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	list := func() (total, active float64, n int) {
@@ -71,6 +73,7 @@ func TestDeletePrompt(t *testing.T) {
 }
 
 func TestTestSchema(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	for name, c := range map[string]struct {
 		schema, sample any
@@ -101,6 +104,7 @@ func TestTestSchema(t *testing.T) {
 
 // The document has the members of embedded types: huma leaves them out, without a word, when such a type is not exported.
 func TestEmbeddedMembersAreDocumented(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	doc := w.do("GET", "//openapi.json", nil, request{key: "-"}).want(200)
 	for schema, name := range map[string]string{

@@ -445,6 +445,7 @@ func (p probe) send(w *world, name, path string, f fixture, with request) answer
 
 // TestEveryRoute holds each operation against the rules that all share.
 func TestEveryRoute(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	levels := []string{"none", "search", "read", "write", "admin"}
@@ -514,6 +515,7 @@ func TestEveryRoute(t *testing.T) {
 }
 
 func TestNoSuchRoute(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	for _, path := range []string{"//nowhere", "/nowhere", "/indexes/", "/connectors//test", "//api/v2/../v2/indexes", "//api//v2/indexes", "/indexes/%2e%2e/x/y"} {
 		w.do("GET", path, nil).refused(404, "route_not_found")

@@ -64,6 +64,7 @@ func (w *world) prompt(name string) string {
 
 // A run is asked for durably, with exactly the media that are meant, and on record when it is answered.
 func TestExecute(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	index, other, prompt := w.index("a"), w.index("b"), w.prompt("Log")
 	mine, theirs := w.media(index, 4), w.media(other, 1)
@@ -128,6 +129,7 @@ func TestExecute(t *testing.T) {
 
 // The run of a job can be had again, with its own settings or others, and for a job that had none.
 func TestRunOfAJobAgain(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	path := "/import-jobs/" + f.job + "/prompt-run"
@@ -160,6 +162,7 @@ func TestRunOfAJobAgain(t *testing.T) {
 }
 
 func TestCancelRun(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	for _, status := range []store.RunStatus{store.RunPending, store.RunProcessing, store.RunCompleted, store.RunCompletedWithFailures, store.RunFailed} {
 		id := "run_" + string(status)
@@ -188,6 +191,7 @@ func TestCancelRun(t *testing.T) {
 
 // Two shapes of one list: a bare array with filters, and pages by index that meet each run once.
 func TestRunLists(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	index, other := w.index("a"), w.index("b")
 	at := time.Now().UTC().Truncate(time.Millisecond)
@@ -240,6 +244,7 @@ func TestRunLists(t *testing.T) {
 
 // Results of a run, medium by medium and page by page, and what failed in it.
 func TestResultsOfARun(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	index, prompt := w.index("a"), w.prompt("Log")
 	ids := w.media(index, 7)
@@ -307,6 +312,7 @@ func TestResultsOfARun(t *testing.T) {
 // A report that nobody can read, from a worker in whatever language, was buried by whoever counts them: media and runs are
 // shown as if it had not been sent.
 func TestMalformedReport(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	index, prompt := w.index("a"), w.prompt("Log")
 	ids := w.media(index, 3)
@@ -341,6 +347,7 @@ func TestMalformedReport(t *testing.T) {
 // A medium is shown with the run that followed its import and with those that somebody asked for; its list has also those
 // that have not come to it yet.
 func TestMediaAndTheirRuns(t *testing.T) {
+	t.Parallel()
 	for _, following := range []bool{false, true} {
 		t.Run(fmt.Sprint("following ", following), func(t *testing.T) {
 			w := newWorld(t)
@@ -402,6 +409,7 @@ func TestMediaAndTheirRuns(t *testing.T) {
 
 // The workflow façade starts a run with a prompt that is there or with words of the moment, in either client's spelling.
 func TestWorkflow(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	index, prompt := w.index("a"), w.prompt("Log")
 	ids := w.media(index, 2)
@@ -433,6 +441,7 @@ func TestWorkflow(t *testing.T) {
 
 // What is no part of this product is not found, whatever else has the path.
 func TestOutside(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	for _, path := range []string{"/videos", "/videos/upload", "/videos/vid_1/process", "/prompts/generate"} {
 		w.do("POST", path, obj{}).refused(404, "feature_not_available")

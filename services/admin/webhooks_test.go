@@ -58,6 +58,7 @@ func (w *world) delivery(hook, eventID string, change func(*event.Delivery)) str
 }
 
 func TestWebhookEvents(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	a := w.do("GET", "/webhooks/events", nil, request{key: "-"}).want(200)
 	var names []string
@@ -70,6 +71,7 @@ func TestWebhookEvents(t *testing.T) {
 // What the n8n trigger relies on (contract §5.2, §16.2): everything comes back as it was given, a key replays the
 // webhook with its secret while it lives and makes it anew under its id once it is gone.
 func TestWebhookCreation(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	const given = `{"name":"n","url":"` + hookURL + `","events":["export.ready","export.failed"],"index_ids":[],` +
 		`"metadata":{"z":1.50,"n8n_workflow_id":"<12> & é","big":12345678901234567890,"e":1e3}}`
@@ -140,6 +142,7 @@ func (w *world) died(path, key string) {
 // What cannot be done twice is not done twice, also when the first who did it died before it could answer: receivers
 // still have the secret from before the rotation, and that is the one that signs beside the new one.
 func TestWebhookRepeated(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	with := request{header: map[string]string{"Idempotency-Key": "k"}}
 	repeated := func(path string) (before, after answer) {
@@ -175,6 +178,7 @@ func TestWebhookRepeated(t *testing.T) {
 
 // Two at once make one.
 func TestWebhookCreatedTwiceAtOnce(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	var all sync.WaitGroup
 	secrets := make([]string, 16)
@@ -193,6 +197,7 @@ func TestWebhookCreatedTwiceAtOnce(t *testing.T) {
 }
 
 func TestWebhookPatch(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	a := w.do("POST", "/webhooks", obj{"name": "n", "url": hookURL, "events": hookEvents, "index_ids": []string{"idx_1", "idx_1"}}).want(201)
 	path := "/webhooks/" + a.str("webhook_id")
@@ -226,6 +231,7 @@ func TestWebhookPatch(t *testing.T) {
 }
 
 func TestDeliveries(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	id := w.do("POST", "/webhooks", hookBody(fixture{})).want(201).str("webhook_id")
 	path := "/webhooks/" + id + "/deliveries"
@@ -286,6 +292,7 @@ func TestDeliveries(t *testing.T) {
 // A test delivery is signed like any other, ignores what the webhook subscribes to, and is answered with 200 whatever
 // the receiver does.
 func TestWebhookTest(t *testing.T) {
+	t.Parallel()
 	var got *http.Request
 	var sent []byte
 	status := http.StatusNoContent

@@ -29,6 +29,7 @@ func (w *world) arrive(index, path string, stored time.Time) event.Arrival {
 }
 
 func TestAutomationsWithTheirWindows(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	w.arrive(f.index, "cams/1.mp4", time.Now())
@@ -71,6 +72,7 @@ func TestAutomationsWithTheirWindows(t *testing.T) {
 }
 
 func TestFlushExtendDrop(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	path := "/indexes/" + f.index + "/automations/import"
@@ -126,6 +128,7 @@ func TestFlushExtendDrop(t *testing.T) {
 
 // A process that dies between the effect and its answer leaves a request that is carried out again: to no further effect.
 func TestWindowCommandsAreNotDoneTwice(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	f := w.fixture()
 	path := "/indexes/" + f.index + "/automations/import"

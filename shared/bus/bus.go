@@ -49,7 +49,7 @@ type Bus struct {
 
 // New returns the bus of a service over an open connection, which stays the caller's to close.
 func New(nc *nats.Conn, t topology.Topology, service string, log *slog.Logger) (*Bus, error) {
-	js, err := jetstream.New(nc, jetstream.WithDefaultTimeout(writeTimeout))
+	js, err := jetstream.New(nc, jetstream.WithDefaultTimeout(writeTimeout), jetstream.WithPublishAsyncTimeout(writeTimeout))
 	if err != nil {
 		return nil, fmt.Errorf("open jetstream: %w", err)
 	}
@@ -136,7 +136,8 @@ func (b *Bus) publish(ctx context.Context, m Message) (uint64, error) {
 // when it is durable. A batch that is refused is halved until the messages that conflict stand alone, so that one
 // stale compare-and-set costs its neighbours a few round trips and nothing else.
 //
-// A subject must not occur twice with Expect. Atomic batches are the group commit: some four fsyncs for up to 500 messages.
+// A subject must not occur twice with Expect. Atomic batches are the group commit: on one broker the files that the server
+// makes and removes for each take as long as some ten synced writes, whatever is in it, so few messages go by themselves.
 func (b *Bus) PublishAll(ctx context.Context, msgs []Message) (seqs []uint64, errs []error) {
 	seqs, errs = make([]uint64, len(msgs)), make([]error, len(msgs))
 	for i := 0; i < len(msgs); i += maxBatch {
@@ -149,6 +150,10 @@ func (b *Bus) PublishAll(ctx context.Context, msgs []Message) (seqs []uint64, er
 func (b *Bus) publishBatch(ctx context.Context, msgs []Message, seqs []uint64, errs []error) {
 	if len(msgs) == 1 {
 		seqs[0], errs[0] = b.publish(ctx, msgs[0])
+		return
+	}
+	if len(msgs) <= few && !b.clustered() {
+		b.publishEach(ctx, msgs, seqs, errs)
 		return
 	}
 	last, err := b.commit(ctx, msgs)
@@ -167,6 +172,38 @@ func (b *Bus) publishBatch(ctx context.Context, msgs []Message, seqs []uint64, e
 	mid := len(msgs) / 2
 	b.publishBatch(ctx, msgs[:mid], seqs[:mid], errs[:mid])
 	b.publishBatch(ctx, msgs[mid:], seqs[mid:], errs[mid:])
+}
+
+// few is how many messages are written sooner by themselves than as an atomic batch. (Measured with synced writes: 2 in 3 ms
+// instead of 19 ms, 8 in 11 to 20 instead of 22, 16 in 18 to 26 instead of 16 to 20.)
+const few = 8
+
+// publishEach writes messages in their order, each by itself, without waiting between them.
+func (b *Bus) publishEach(ctx context.Context, msgs []Message, seqs []uint64, errs []error) {
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	sent := make([]jetstream.PubAckFuture, len(msgs))
+	for i, m := range msgs {
+		sent[i], errs[i] = b.js.PublishMsgAsync(m.nats())
+	}
+	for i, s := range sent {
+		if s == nil {
+			errs[i] = fmt.Errorf("publish %s: %w", msgs[i].Subject, classify(errs[i]))
+			continue
+		}
+		select {
+		case ack := <-s.Ok():
+			seqs[i] = ack.Sequence
+		case err := <-s.Err():
+			if errors.Is(err, jetstream.ErrNoStreamResponse) { // it has not been written: nobody was there
+				seqs[i], errs[i] = b.publish(ctx, msgs[i])
+				continue
+			}
+			errs[i] = fmt.Errorf("publish %s: %w", msgs[i].Subject, classify(err))
+		case <-ctx.Done():
+			errs[i] = fmt.Errorf("publish %s: %w", msgs[i].Subject, ErrUnknown)
+		}
+	}
 }
 
 // commit writes one atomic batch and returns the sequence of its last message. When too many batches are open on the
@@ -223,7 +260,8 @@ func classify(err error) error {
 		}
 		return err
 	}
-	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || errors.Is(err, nats.ErrTimeout) {
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || errors.Is(err, nats.ErrTimeout) ||
+		errors.Is(err, jetstream.ErrAsyncPublishTimeout) {
 		return fmt.Errorf("%w: %w", ErrUnknown, err)
 	}
 	return err

@@ -330,6 +330,40 @@ func TestSubjectTwiceInABatch(t *testing.T) {
 	}
 }
 
+// Few messages go by themselves: in their order, each with its own verdict.
+func TestFewAreNoBatch(t *testing.T) {
+	t.Parallel()
+	b := open(t)
+	taken := message(b, 1)
+	if _, err := b.Publish(t.Context(), taken); err != nil {
+		t.Fatal(err)
+	}
+	msgs := []bus.Message{message(b, 2), taken, message(b, 3)}
+	for i := range msgs {
+		msgs[i].Expect = bus.Absent()
+	}
+	seqs, errs := b.PublishAll(t.Context(), msgs)
+	if errs[0] != nil || !errors.Is(errs[1], bus.ErrConflict) || errs[2] != nil {
+		t.Fatal(errs)
+	}
+	if seqs[0] != 2 || seqs[2] != 3 {
+		t.Errorf("sequences %v", seqs)
+	}
+	s, err := b.JetStream().Stream(t.Context(), b.Stream(topology.Files))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, seq := range []uint64{2, 3} {
+		m, err := s.GetMsg(t.Context(), seq)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.Subject != msgs[2*i].Subject || m.Header.Get("Nats-Batch-Id") != "" {
+			t.Errorf("at %d: %s %v", seq, m.Subject, m.Header)
+		}
+	}
+}
+
 func TestPublishWithACancelledContext(t *testing.T) {
 	t.Parallel()
 	b := open(t)
@@ -472,8 +506,13 @@ func TestTooManyOpenBatchesWaits(t *testing.T) {
 		t.Fatal(err)
 	}
 	done := make(chan error, 1)
+	const many = 20 // few would not be a batch
+	msgs := make([]bus.Message, many)
+	for i := range msgs {
+		msgs[i] = message(b, 3+i)
+	}
 	go func() {
-		_, errs := b.PublishAll(t.Context(), []bus.Message{message(b, 3), message(b, 4)})
+		_, errs := b.PublishAll(t.Context(), msgs)
 		done <- errors.Join(errs...)
 	}()
 	for n := 0; n < 2; { // it was refused, and came again
@@ -496,7 +535,7 @@ func TestTooManyOpenBatchesWaits(t *testing.T) {
 	if err := await(t, "the batch", done); err != nil {
 		t.Error(err)
 	}
-	if n := len(all(t, b, topology.Files, "file", "job", "*")); n != 4 {
+	if n := len(all(t, b, topology.Files, "file", "job", "*")); n != many+2 {
 		t.Errorf("%d messages are stored", n)
 	}
 }

@@ -12,7 +12,7 @@ import (
 // Publish writes one message and returns its sequence when it is durable. It fails with ErrConflict, ErrFull or
 // ErrUnknown.
 //
-// Messages of one stream that are published while an earlier write is under way leave together as one atomic batch.
+// Messages of one stream that are published while an earlier write is under way leave together, see PublishAll.
 // Nobody waits for company: an idle stream gets a message at once, a busy one pays its fsyncs per batch.
 //
 // An alarm (a message with a schedule) always leaves alone: what it turns into would inherit the headers of its batch, and

@@ -29,6 +29,8 @@ var figures = []figure{
 	{"start", "cold start with an empty store and with a full one", coldStart},
 	{"page", "a page of an index in a full store", pages},
 	{"nats", "requests for a record over NATS", answers},
+	{"post", "import jobs asked for over HTTP", newJobs},
+	{"get", "jobs and pages read over HTTP from a full store", reads},
 }
 
 // Scale says how much is measured.
@@ -52,13 +54,14 @@ type sizes struct {
 	idle          time.Duration // how long they are watched
 	media         int           // records of a full store
 	requests      int           // for one page
+	jobFiles      int           // of one large job
 	webhooks      int
 	events        int // for each of them
 }
 
 var scales = map[Scale]sizes{
-	Small: {rounds: 1, notifications: 2_000, objects: 20_000, files: 200, large: 8 << 20, windows: 500, automations: 200, idle: 3 * time.Second, media: 20_000, requests: 10, webhooks: 50, events: 10},
-	Full:  {rounds: 3, notifications: 100_000, objects: 1_000_000, files: 10_000, large: 512 << 20, windows: 100_000, automations: 10_000, idle: time.Minute, media: 1_000_000, requests: 100, webhooks: 1_000, events: 100},
+	Small: {rounds: 1, notifications: 2_000, objects: 20_000, files: 200, large: 8 << 20, windows: 500, automations: 200, idle: 3 * time.Second, media: 20_000, requests: 10, jobFiles: 1_000, webhooks: 50, events: 10},
+	Full:  {rounds: 3, notifications: 100_000, objects: 1_000_000, files: 10_000, large: 512 << 20, windows: 100_000, automations: 10_000, idle: time.Minute, media: 1_000_000, requests: 100, jobFiles: 100_000, webhooks: 1_000, events: 100},
 }
 
 // lab is what a figure is measured in.

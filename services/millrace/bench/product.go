@@ -32,6 +32,8 @@ type product struct {
 	*client.Client
 	bus   *bus.Bus // nil unless asked for
 	ready time.Duration
+	addr  string // of its API
+	key   string
 
 	cmd   *exec.Cmd
 	conn  *nats.Conn
@@ -84,7 +86,7 @@ func (l *lab) up(ctx context.Context, s settings) (_ *product, err error) {
 	}
 	defer func() { _ = out.Close() }()
 	p := &product{
-		Client: client.New("http://"+httpAddr, key), log: out.Name(), ended: make(chan error, 1),
+		Client: client.New("http://"+httpAddr, key), addr: httpAddr, key: key, log: out.Name(), ended: make(chan error, 1),
 		cmd: exec.CommandContext(ctx, l.program, args...),
 	}
 	p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr, p.cmd.Dir = environ(), out, out, l.dir

@@ -60,7 +60,10 @@ func (l *lab) fullStore(ctx context.Context) (full, error) {
 		return f, nil
 	}
 	l.say("filling a store with %s media", digits(float64(n)))
-	if err := onBroker(ctx, f.data, func(_ *broker.Broker, b *bus.Bus) error { return f.fill(ctx, fill{b}, n) }); err != nil {
+	err := onBroker(ctx, f.data, func(_ *broker.Broker, b *bus.Bus) error {
+		return errors.Join(f.fill(ctx, fill{b}, n), f.reported(ctx, fill{b}, smallJob), f.reported(ctx, fill{b}, l.size.jobFiles))
+	})
+	if err != nil {
 		return f, err
 	}
 	return f, os.WriteFile(mark, nil, 0o600)
@@ -130,6 +133,37 @@ func (f full) jobs(ctx context.Context, w fill, n int, job func(int) string, beg
 			Dispatched: true, Settled: true,
 		}
 	})
+}
+
+// reported writes a job that has ended, with the report on its files.
+func (f full) reported(ctx context.Context, w fill, files int) error {
+	documents, err := store.OpenDocuments(ctx, w.bus)
+	if err != nil {
+		return err
+	}
+	now := time.Now().UTC()
+	j := store.Job{
+		ID: fullJob(files), Index: f.indexes[0].id, Connector: "con_bench", Origin: store.Manual, Lane: event.Bulk, Pattern: "*", Recursive: true,
+		Mode: event.NewOnly, Status: store.JobCompleted, CreatedAt: now, StartedAt: now, EndedAt: now, Settled: true,
+		Progress: store.Progress{Total: files, Imported: files},
+	}
+	j.Report = "jobs/" + j.ID + ".jsonl"
+	err = store.WriteLines(ctx, documents, j.Report, func(yield func(event.File, error) bool) {
+		for i := range files {
+			path, version := fmt.Sprintf("2026/rushes/camera-%d/take-%07d.mp4", i%8, i), strconv.Itoa(i)
+			if !yield(event.File{
+				Job: j.ID, Connector: j.Connector, Index: j.Index, Path: path, Version: version, Size: 1 << 20, State: event.Imported,
+				Video: event.NewMediumID(j.Index, j.Connector, path, version, "").String(), MediaType: "video", Seconds: 12.5,
+				Bytes: 1 << 20, Attempts: 1, StartedAt: now, EndedAt: now,
+			}, nil) {
+				return
+			}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	return records(ctx, w, topology.JobRecords, 1, func(int) (string, store.Job) { return j.ID, j })
 }
 
 // starts is how often the product is started on a store.
