@@ -9,6 +9,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+
+	"github.com/nats-io/nats.go/jetstream"
 
 	"millrace/shared/bus"
 	"millrace/shared/event"
@@ -17,7 +20,10 @@ import (
 
 // Ledger is what became of every object version in every index: one message per version in the media stream. An entry
 // in state imported is a medium, and creating it is the commit point of an import.
-type Ledger struct{ bus *bus.Bus }
+type Ledger struct {
+	bus  *bus.Bus
+	read pages
+}
 
 // NewLedger returns the ledger behind b.
 func NewLedger(b *bus.Bus) *Ledger { return &Ledger{bus: b} }
@@ -118,12 +124,27 @@ const narrow = 1000
 //
 // The stream is only readable forwards, so a page is read from windows of sequences that reach further back the fewer
 // media they hold.
+//
+// Clients ask for the same pages again and again, so those that were read since the ledger changed last are remembered.
+// They are shared: the caller leaves them as they are.
 func (l *Ledger) Page(ctx context.Context, index string, limit int, cursor string) ([]event.Medium, string, error) {
-	limit = max(limit, 1)
 	state, err := l.bus.State(ctx, topology.Media)
 	if err != nil {
 		return nil, "", err
 	}
+	key := pageKey{index, max(limit, 1), cursor}
+	p, ok := l.read.get(state, key)
+	if !ok {
+		if p.media, p.next, err = l.page(ctx, state, key); err != nil {
+			return nil, "", err
+		}
+		l.read.put(state, key, p)
+	}
+	return p.media, p.next, nil
+}
+
+func (l *Ledger) page(ctx context.Context, state jetstream.StreamState, key pageKey) (media []event.Medium, next string, err error) {
+	index, limit, cursor := key.index, key.limit, key.cursor
 	before := state.LastSeq + 1
 	if cursor != "" {
 		if before, err = strconv.ParseUint(cursor, 36, 64); err != nil {
@@ -175,6 +196,53 @@ func (l *Ledger) Page(ctx context.Context, index string, limit int, cursor strin
 		return page, "", nil
 	}
 	return page, strconv.FormatUint(newest[limit-1].Revision, 36), nil
+}
+
+// pages are those that were read while the ledger was in one state.
+type pages struct {
+	mu    sync.Mutex
+	state ledgerState
+	byKey map[pageKey]ledgerPage
+}
+
+type pageKey struct {
+	index  string
+	limit  int
+	cursor string
+}
+
+type ledgerPage struct {
+	media []event.Medium
+	next  string
+}
+
+// ledgerState changes with each write and each removal.
+type ledgerState struct{ first, last, count uint64 }
+
+func stateOf(s jetstream.StreamState) ledgerState { return ledgerState{s.FirstSeq, s.LastSeq, s.Msgs} }
+
+// maxPages bounds the memory of pages: each has about a kilobyte per medium.
+const maxPages = 100
+
+func (p *pages) get(state jetstream.StreamState, key pageKey) (ledgerPage, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.state != stateOf(state) {
+		return ledgerPage{}, false
+	}
+	found, ok := p.byKey[key]
+	return found, ok
+}
+
+// put remembers a page that was read after the ledger was in that state, so it may know of what came later, too; who asks
+// then is told so by the state.
+func (p *pages) put(state jetstream.StreamState, key pageKey, page ledgerPage) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if now := stateOf(state); p.state != now || len(p.byKey) == maxPages {
+		p.state, p.byKey = now, make(map[pageKey]ledgerPage)
+	}
+	p.byKey[key] = page
 }
 
 // few is up to how many entries All reads with a filter, which finds a small index fast in a large ledger; from there

@@ -404,7 +404,8 @@ func write(t *testing.T, l *store.Ledger, media []event.Medium) {
 
 func TestLedgerPages(t *testing.T) {
 	t.Parallel()
-	l := store.NewLedger(openOne(t))
+	b := openOne(t)
+	l := store.NewLedger(b)
 	var media []event.Medium
 	want := make(map[string][]event.Medium) // imported, the newest first
 	for i := range 2000 {
@@ -446,6 +447,16 @@ func TestLedgerPages(t *testing.T) {
 				t.Errorf("%s by %d: %d media of %d, or in another order", index, limit, len(got), len(w))
 			}
 		}
+	}
+	// A page that was read before knows what was written since, by whomever.
+	first, _, err := l.Page(t.Context(), "sparse", 3, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	news := medium("sparse", 5000, event.MediumImported)
+	write(t, store.NewLedger(b), []event.Medium{news})
+	if now, _, err := l.Page(t.Context(), "sparse", 3, ""); err != nil || !reflect.DeepEqual(now, append([]event.Medium{news}, first[:2]...)) {
+		t.Errorf("after a write: %v %v", now, err)
 	}
 	if page, next, err := l.Page(t.Context(), "nobody", 10, ""); len(page) != 0 || next != "" || err != nil {
 		t.Errorf("an index without media: %v %s %v", page, next, err)
