@@ -47,14 +47,20 @@ func (l load) run(ctx context.Context, n int, rate float64) (perSec float64, too
 	took = make([]float64, n)
 	var next atomic.Int64
 	g, ctx := errgroup.WithContext(ctx)
-	conns := make([]net.Conn, l.clients)
-	for i := range conns {
-		if conns[i], err = new(net.Dialer).DialContext(ctx, "tcp", l.addr); err != nil {
+	var conns []net.Conn
+	defer func() {
+		for _, conn := range conns {
+			_ = conn.Close()
+		}
+	}()
+	for range l.clients {
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp", l.addr)
+		if err != nil {
 			return 0, nil, err
 		}
-		defer func() { _ = conns[i].Close() }()
+		conns = append(conns, conn)
 		deadline, _ := ctx.Deadline()
-		_ = conns[i].SetDeadline(deadline)
+		_ = conn.SetDeadline(deadline)
 	}
 	start := time.Now()
 	for _, conn := range conns {
