@@ -6,15 +6,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"millrace/services/millrace"
 	"millrace/services/millrace/client"
 	"millrace/shared/event"
 	"millrace/shared/topology"
@@ -24,22 +21,10 @@ import (
 // run with exactly these media. The run is carried out by an executor in another language, as far as the broker can
 // tell: one that speaks the protocol and nothing else.
 func TestTenThousandFiles(t *testing.T) {
-	first, second := 10_000, 200
-	if raceEnabled {
-		first = 3_000
-	}
-	dir := t.TempDir()
-	inbox := filepath.Join(dir, "inbox")
-	must(t, os.Mkdir(inbox, 0o755))
+	const first, second, prefix = 10_000, 200, "bulk"
 	listen := freeAddr(t)
-	o := millrace.Options{
-		Data: filepath.Join(dir, "data"), HTTP: freeAddr(t), APIKey: apiKey, ExtraDebounceIntervals: []string{"5s"},
-		Executor: "nats", NATSListen: listen,
-	}
-	o.Prefix, o.AllowDir, o.Library.Library = "bulk", []string{inbox}, "none"
-	up, _ := inProcess(t, o)
-	up()
-	p := wire(t, client.New("http://"+o.HTTP, apiKey), inbox)
+	up := startUp(t, "--prefix", prefix, "--library", "none", "--extra-debounce-intervals", "5s", "--nats-listen", listen)
+	p := wire(t, up.api, up.inbox)
 	// Five seconds: a machine under load may take that long between two files, and a window no longer than six times that.
 	p.automate(p.index, "5s", nil)
 
@@ -73,7 +58,7 @@ func TestTenThousandFiles(t *testing.T) {
 	nc := dial(t, "nats://"+listen)
 	js, err := jetstream.New(nc, jetstream.WithPublishAsyncMaxPending(first+second))
 	must(t, err)
-	got := carryOut(t, js, topology.Topology{Prefix: o.Prefix}, id)
+	got := carryOut(t, js, topology.Topology{Prefix: prefix}, id)
 	slices.Sort(got)
 	slices.Sort(j.Videos)
 	if !slices.Equal(got, j.Videos) {
@@ -98,7 +83,7 @@ func TestTenThousandFiles(t *testing.T) {
 		t.Errorf("%d jobs, %v: %+v", len(jobs), err, jobs)
 	}
 	p.nthRun(1)
-	atRest(t, nc, o.Prefix)
+	atRest(t, nc, prefix)
 }
 
 // carryOut takes the next run off the queue as the documentation of the worker says, reports every medium of it, and

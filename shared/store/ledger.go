@@ -239,7 +239,7 @@ func (p *pages) get(state jetstream.StreamState, key pageKey) (ledgerPage, bool)
 func (p *pages) put(state jetstream.StreamState, key pageKey, page ledgerPage) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if now := stateOf(state); p.state != now || len(p.byKey) == maxPages {
+	if now := stateOf(state); p.byKey == nil || p.state != now || len(p.byKey) == maxPages {
 		p.state, p.byKey = now, make(map[pageKey]ledgerPage)
 	}
 	p.byKey[key] = page

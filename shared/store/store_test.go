@@ -406,6 +406,9 @@ func TestLedgerPages(t *testing.T) {
 	t.Parallel()
 	b := openOne(t)
 	l := store.NewLedger(b)
+	if page, next, err := l.Page(t.Context(), "even", 10, ""); len(page) != 0 || next != "" || err != nil {
+		t.Errorf("a ledger without entries: %v %s %v", page, next, err)
+	}
 	var media []event.Medium
 	want := make(map[string][]event.Medium) // imported, the newest first
 	for i := range 2000 {

@@ -1,5 +1,0 @@
-//go:build !race
-
-package millrace_test
-
-const raceEnabled = false
