@@ -245,9 +245,10 @@ func TestOutcomes(t *testing.T) {
 	big := append(sample(t, "video.mp4"), make([]byte, 3<<20)...) // a second box of zeros: readable, and larger than memory reads
 	copy(big[len(sample(t, "video.mp4")):], []byte{0x00, 0x30, 0x00, 0x00, 'f', 'r', 'e', 'e'})
 	r.write("big.mp4", big)
-	paths = append(paths, "big.mp4")
+	r.write("too big.mp4", append(slices.Clone(big), 0))
+	paths = append(paths, "big.mp4", "too big.mp4")
 
-	r.start(Config{}, r.library)
+	r.start(Config{MaxSize: int64(len(big))}, r.library)
 	job := r.plan("auto", event.NewOnly, paths...)
 	rec, report := r.ended(job)
 	if rec.Status != store.JobCompleted || rec.Progress.Imported != len(samples.Good)+1 {
@@ -257,6 +258,9 @@ func TestOutcomes(t *testing.T) {
 		if f := report[name]; f.State != event.Imported || f.Video == "" || f.MediaType == "" {
 			t.Errorf("%s: %+v", name, f)
 		}
+	}
+	if f := report["too big.mp4"]; f.State != event.Skipped || f.Reason != event.TooLarge || !strings.Contains(f.Error, fmt.Sprintf("the limit is %d", len(big))) {
+		t.Errorf("beyond the limit: %+v", f)
 	}
 	for name, want := range samples.Bad {
 		f := report[name]
