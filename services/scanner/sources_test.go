@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 
 // folder is a Sources with one real folder.
 type folder struct {
+	mu     sync.Mutex // of record, while it is followed
 	record store.Connector
 	source *dir.Source
 }
@@ -37,6 +39,8 @@ func newFolder(tb testing.TB) *folder {
 }
 
 func (f *folder) Source(context.Context, string) (bucket.Source, store.Connector, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	return f.source, f.record, nil
 }
 
@@ -142,7 +146,9 @@ func TestFollowersFollowTheConfiguration(t *testing.T) {
 		})
 	}
 	elsewhere := newFolder(t)
+	f.mu.Lock()
 	f.record.Path = elsewhere.record.Path
+	f.mu.Unlock()
 	put(t, r.bus, topology.Connectors, testConnector, f.record)
 	eventually(t, "the new folder is watched", func() bool {
 		elsewhere.write(t, "in/a.mp4")
