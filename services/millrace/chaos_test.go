@@ -9,13 +9,11 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -59,9 +57,6 @@ func TestChaos(t *testing.T) {
 // chaosFor reads how long to run, and which seeds.
 func chaosFor(t *testing.T, variable string) (lasts time.Duration, seeds []uint64) {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("starts processes")
-	}
 	text := os.Getenv(variable)
 	if text == "" {
 		t.Skip("make chaos and make soak run it")
@@ -198,13 +193,13 @@ func (c *chaos) deploy() {
 			c.roads[name] = append(c.roads[name], k)
 			urls = append(urls, "nats://"+k.addr)
 		}
-		addr := c.ownAddr()
+		addr := freeAddr(c.t)
 		args = append(args, "--nats-url", strings.Join(urls, ","), "--prefix", c.prefix, "--replicas", "3", "--ops", addr)
 		p := &process{t: t, name: name, path: filepath.Join(filepath.Dir(bin), program), args: args, out: filepath.Join(c.dir, name+".log")}
 		t.Cleanup(p.kill)
 		c.ops[name], c.procs[name] = "http://"+addr, p
 	}
-	key, http := filepath.Join(c.dir, "secrets.key"), c.ownAddr()
+	key, http := filepath.Join(c.dir, "secrets.key"), freeAddr(c.t)
 	shared := []string{"--secrets-key", key, "--allow-dir", c.inbox, "--allow-endpoint", "127.0.0.0/8"}
 	add("admin", "admin", append(shared, "--http", http, "--api-key", apiKey, "--extra-debounce-intervals", chaosInterval.String())...)
 	add("scanner", "scanner", append(shared, "--scan-interval", "10s")...)
@@ -229,19 +224,6 @@ case $(cat %s) in fails) exit 1;; hangs) exec sleep 600;; esac
 	}
 	c.base = "http://" + http
 	c.api = client.New(c.base, apiKey)
-}
-
-// ownAddr is an address that stays free while the process that is to have it is down. Those of freeAddr may be taken by
-// the next connection that somebody opens; on Linux there are others that no connection begins at.
-func (c *chaos) ownAddr() string {
-	c.t.Helper()
-	if runtime.GOOS != "linux" {
-		return freeAddr(c.t)
-	}
-	l, err := new(net.ListenConfig).Listen(c.t.Context(), "tcp", "127.0.0.2:0")
-	must(c.t, err)
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
 }
 
 // wire makes two connectors and three automations: two indexes watch the bucket, one of them without a prompt, and one
@@ -763,21 +745,15 @@ func (c *chaos) takeStock() {
 		for _, j := range list {
 			jobs[j.ID] = true
 		}
-		for cursor := ""; ; {
-			var page client.Page[struct {
-				client.Run
-				Job string `json:"job_id"`
-			}]
-			must(t, c.api.Get(ctx, "/indexes/"+index+"/prompt-runs?limit=100&cursor="+url.QueryEscape(cursor), &page))
-			for _, r := range page.Data {
-				var full client.Run
-				must(t, c.api.Get(ctx, "/prompt-runs/"+r.ID, &full))
-				c.log.Add(history.Entry{What: history.Run, Run: r.ID, Job: r.Job, State: full.Status, Videos: full.Context.Videos})
-			}
-			if !page.Pagination.HasMore {
-				break
-			}
-			cursor = *page.Pagination.Next
+		type run struct {
+			client.Run
+			Job string `json:"job_id"`
+		}
+		for r, err := range client.All[run](ctx, c.api, "/indexes/"+index+"/prompt-runs", url.Values{"limit": {"100"}}) {
+			must(t, err)
+			var full client.Run
+			must(t, c.api.Get(ctx, "/prompt-runs/"+r.ID, &full))
+			c.log.Add(history.Entry{What: history.Run, Run: r.ID, Job: r.Job, State: full.Status, Videos: full.Context.Videos})
 		}
 	}
 	for id := range jobs {
@@ -793,23 +769,17 @@ func (c *chaos) takeStock() {
 			}
 		}
 	}
-	for cursor := ""; ; {
-		var page client.Page[struct {
-			Reason string  `json:"reason"`
-			Data   *string `json:"data"`
-		}]
-		must(t, c.api.Get(ctx, "/dead?limit=100&cursor="+url.QueryEscape(cursor), &page))
-		for _, d := range page.Data {
-			e := history.Entry{What: history.Dead, Detail: d.Reason}
-			if d.Data != nil {
-				e.State = *d.Data
-			}
-			c.log.Add(e)
+	type dead struct {
+		Reason string  `json:"reason"`
+		Data   *string `json:"data"`
+	}
+	for d, err := range client.All[dead](ctx, c.api, "/dead", url.Values{"limit": {"100"}}) {
+		must(t, err)
+		e := history.Entry{What: history.Dead, Detail: d.Reason}
+		if d.Data != nil {
+			e.State = *d.Data
 		}
-		if !page.Pagination.HasMore {
-			break
-		}
-		cursor = *page.Pagination.Next
+		c.log.Add(e)
 	}
 	logs, err := filepath.Glob(filepath.Join(c.dir, "*.log"))
 	must(t, err)
@@ -840,32 +810,26 @@ func (c *chaos) stockJob(id string) {
 	must(t, err)
 	c.log.Add(history.Entry{At: j.Created, What: history.Job, Job: j.ID, Index: j.Index, State: j.Status, Detail: j.Origin, N: settled(j.Job),
 		Total: j.Progress.Total, Videos: j.Videos})
-	for cursor := ""; ; {
-		var page client.Page[struct {
-			Path      string  `json:"path"`
-			Version   string  `json:"version"`
-			Connector string  `json:"connector_id"`
-			State     string  `json:"state"`
-			Reason    *string `json:"reason"`
-			Error     *string `json:"error"`
-			Video     *string `json:"video_id"`
-		}]
-		must(t, c.api.Get(ctx, "/import-jobs/"+id+"/files?limit=1000&cursor="+url.QueryEscape(cursor), &page))
-		for _, f := range page.Data {
-			e := history.Entry{What: history.File, Job: id, Index: j.Index, Connector: f.Connector, Path: f.Path, Version: f.Version, State: f.State}
-			for _, s := range []*string{f.Error, f.Reason} {
-				if s != nil {
-					e.Detail = *s
-				}
+	type file struct {
+		Path      string  `json:"path"`
+		Version   string  `json:"version"`
+		Connector string  `json:"connector_id"`
+		State     string  `json:"state"`
+		Reason    *string `json:"reason"`
+		Error     *string `json:"error"`
+		Video     *string `json:"video_id"`
+	}
+	for f, err := range client.All[file](ctx, c.api, "/import-jobs/"+id+"/files", url.Values{"limit": {"1000"}}) {
+		must(t, err)
+		e := history.Entry{What: history.File, Job: id, Index: j.Index, Connector: f.Connector, Path: f.Path, Version: f.Version, State: f.State}
+		for _, s := range []*string{f.Error, f.Reason} {
+			if s != nil {
+				e.Detail = *s
 			}
-			if f.Video != nil {
-				e.Video = *f.Video
-			}
-			c.log.Add(e)
 		}
-		if !page.Pagination.HasMore {
-			break
+		if f.Video != nil {
+			e.Video = *f.Video
 		}
-		cursor = *page.Pagination.Next
+		c.log.Add(e)
 	}
 }

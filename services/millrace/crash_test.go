@@ -69,9 +69,6 @@ func places(t *testing.T) (names []string) {
 // It is run by `make crash`: it takes a program of its own, and minutes.
 func TestCrashMatrix(t *testing.T) {
 	t.Parallel()
-	if testing.Short() {
-		t.Skip("starts processes")
-	}
 	all, only := places(t), os.Getenv("MILLRACE_CRASH")
 	if len(all) < 30 {
 		t.Fatalf("only %d failpoints were found: %v", len(all), all)

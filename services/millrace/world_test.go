@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -116,13 +117,28 @@ func within(t testing.TB, limit time.Duration, what string, fact func() error) {
 	}
 }
 
-// freeAddr is an address on loopback that nobody listens on now.
+// given are the addresses that freeAddr has returned.
+var given sync.Map
+
+// freeAddr is an address on loopback that is for the caller alone, also while what listens there is down: it is given
+// once, and its port is below those that systems give to connections they open (32768 and up on Linux, 49152 elsewhere).
 func freeAddr(t testing.TB) string {
 	t.Helper()
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	must(t, err)
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
+	var taken error
+	for range 100 {
+		addr := fmt.Sprintf("127.0.0.1:%d", 20_000+rand.IntN(12_000))
+		if _, twice := given.LoadOrStore(addr, true); twice {
+			continue
+		}
+		l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", addr)
+		if err == nil {
+			_ = l.Close()
+			return addr
+		}
+		taken = err
+	}
+	t.Fatal("no free port:", taken)
+	return ""
 }
 
 // process is a program that was started. Its methods are for one goroutine.
@@ -472,17 +488,11 @@ type medium struct {
 func (p *pipeline) media(index string) map[string]medium {
 	p.t.Helper()
 	all := map[string]medium{}
-	for cursor := ""; ; {
-		var page client.Page[medium]
-		must(p.t, p.api.Get(p.t.Context(), "/indexes/"+index+"/videos?limit=100&cursor="+url.QueryEscape(cursor), &page))
-		for _, m := range page.Data {
-			all[m.ID] = m
-		}
-		if !page.Pagination.HasMore {
-			return all
-		}
-		cursor = *page.Pagination.Next
+	for m, err := range client.All[medium](p.t.Context(), p.api, "/indexes/"+index+"/videos", url.Values{"limit": {"100"}}) {
+		must(p.t, err)
+		all[m.ID] = m
 	}
+	return all
 }
 
 // outcomes says what became of each file of a job: imported, skipped: REASON, or failed: REASON.

@@ -50,19 +50,13 @@ func (s shown) do(ctx context.Context, method, path string, in any, columns, wid
 func (s shown) pages(ctx context.Context, path string, query url.Values, limit int, columns, wide []column) error {
 	rows := make([]json.RawMessage, 0, 100)
 	query.Set("limit", "100")
-	for {
-		var p client.Page[json.RawMessage]
-		if err := s.dial().Get(ctx, path+"?"+query.Encode(), &p); err != nil {
+	for row, err := range client.All[json.RawMessage](ctx, s.dial(), path, query) {
+		if err != nil {
 			return err
 		}
-		if rows = append(rows, p.Data...); limit > 0 && len(rows) >= limit {
-			rows = rows[:limit]
+		if rows = append(rows, row); len(rows) == limit {
 			break
 		}
-		if !p.Pagination.HasMore || p.Pagination.Next == nil {
-			break
-		}
-		query.Set("cursor", *p.Pagination.Next)
 	}
 	return s.showAll(rows, columns, wide)
 }

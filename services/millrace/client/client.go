@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
+	"maps"
 	"mime/multipart"
 	"net/http"
 	"net/url"
@@ -239,18 +241,39 @@ type Page[T any] struct {
 	} `json:"pagination"`
 }
 
+// All yields what is on all the pages of a list. The query is that of each request; an error is the last of all.
+func All[T any](ctx context.Context, c *Client, path string, query url.Values) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		asked := make(url.Values)
+		maps.Copy(asked, query)
+		for {
+			var p Page[T]
+			if err := c.Get(ctx, path+"?"+asked.Encode(), &p); err != nil {
+				var none T
+				yield(none, err)
+				return
+			}
+			for _, v := range p.Data {
+				if !yield(v, nil) {
+					return
+				}
+			}
+			if !p.Pagination.HasMore || p.Pagination.Next == nil {
+				return
+			}
+			asked.Set("cursor", *p.Pagination.Next)
+		}
+	}
+}
+
 // Videos returns all media of an index, newest first.
 func (c *Client) Videos(ctx context.Context, index string) ([]Video, error) {
 	var all []Video
-	for cursor := ""; ; {
-		var p Page[Video]
-		if err := c.Get(ctx, "/indexes/"+index+"/videos?limit=100&cursor="+url.QueryEscape(cursor), &p); err != nil {
+	for v, err := range All[Video](ctx, c, "/indexes/"+index+"/videos", url.Values{"limit": {"100"}}) {
+		if err != nil {
 			return nil, err
 		}
-		all = append(all, p.Data...)
-		if !p.Pagination.HasMore {
-			return all, nil
-		}
-		cursor = *p.Pagination.Next
+		all = append(all, v)
 	}
+	return all, nil
 }
