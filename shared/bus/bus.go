@@ -137,7 +137,8 @@ func (b *Bus) publish(ctx context.Context, m Message) (uint64, error) {
 // stale compare-and-set costs its neighbours a few round trips and nothing else.
 //
 // A subject must not occur twice with Expect. Atomic batches are the group commit: on one broker the files that the server
-// makes and removes for each take as long as some ten synced writes, whatever is in it, so few messages go by themselves.
+// makes and removes for each take as long as some ten synced writes, whatever is in it, so few messages go by themselves. Whatever
+// its number, a crash may leave only some of them written, and whoever does it again has to find these as no harm.
 func (b *Bus) PublishAll(ctx context.Context, msgs []Message) (seqs []uint64, errs []error) {
 	seqs, errs = make([]uint64, len(msgs)), make([]error, len(msgs))
 	for i := 0; i < len(msgs); i += maxBatch {
@@ -184,7 +185,9 @@ func (b *Bus) publishEach(ctx context.Context, msgs []Message, seqs []uint64, er
 	defer cancel()
 	sent := make([]jetstream.PubAckFuture, len(msgs))
 	for i, m := range msgs {
-		sent[i], errs[i] = b.js.PublishMsgAsync(m.nats())
+		if errs[i] = ctx.Err(); errs[i] == nil { // whoever left gets nothing written that can still be held back
+			sent[i], errs[i] = b.js.PublishMsgAsync(m.nats())
+		}
 	}
 	for i, s := range sent {
 		if s == nil {

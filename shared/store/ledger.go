@@ -133,12 +133,13 @@ func (l *Ledger) Page(ctx context.Context, index string, limit int, cursor strin
 		return nil, "", err
 	}
 	key := pageKey{index, max(limit, 1), cursor}
-	p, ok := l.read.get(state, key)
+	at := ledgerState{state.LastSeq, state.Msgs}
+	p, ok := l.read.get(at, key)
 	if !ok {
 		if p.media, p.next, err = l.page(ctx, state, key); err != nil {
 			return nil, "", err
 		}
-		l.read.put(state, key, p)
+		l.read.put(at, key, p)
 	}
 	return p.media, p.next, nil
 }
@@ -216,18 +217,16 @@ type ledgerPage struct {
 	next  string
 }
 
-// ledgerState changes with each write and each removal.
-type ledgerState struct{ first, last, count uint64 }
-
-func stateOf(s jetstream.StreamState) ledgerState { return ledgerState{s.FirstSeq, s.LastSeq, s.Msgs} }
+// ledgerState changes with each write, which moves last, and each removal, which lowers count.
+type ledgerState struct{ last, count uint64 }
 
 // maxPages bounds the memory of pages: each has about a kilobyte per medium.
 const maxPages = 100
 
-func (p *pages) get(state jetstream.StreamState, key pageKey) (ledgerPage, bool) {
+func (p *pages) get(at ledgerState, key pageKey) (ledgerPage, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.state != stateOf(state) {
+	if p.state != at {
 		return ledgerPage{}, false
 	}
 	found, ok := p.byKey[key]
@@ -236,11 +235,11 @@ func (p *pages) get(state jetstream.StreamState, key pageKey) (ledgerPage, bool)
 
 // put remembers a page that was read after the ledger was in that state, so it may know of what came later, too; who asks
 // then is told so by the state.
-func (p *pages) put(state jetstream.StreamState, key pageKey, page ledgerPage) {
+func (p *pages) put(at ledgerState, key pageKey, page ledgerPage) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if now := stateOf(state); p.byKey == nil || p.state != now || len(p.byKey) == maxPages {
-		p.state, p.byKey = now, make(map[pageKey]ledgerPage)
+	if p.byKey == nil || p.state != at || len(p.byKey) == maxPages {
+		p.state, p.byKey = at, make(map[pageKey]ledgerPage)
 	}
 	p.byKey[key] = page
 }
