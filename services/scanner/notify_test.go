@@ -25,6 +25,7 @@ func (r *rig) handledAll() {
 }
 
 func TestNotificationsBecomeArrivals(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "gcs", testAutomation)
 	r.runNotifications()
 	o := version("in/a.mp4", 3)
@@ -43,6 +44,7 @@ func TestNotificationsBecomeArrivals(t *testing.T) {
 // Notifications of several versions of many objects, each three times, in any order, in batches of any size, to two
 // scanners: one arrival per object, of its newest version, and never an older one over a newer.
 func TestDuplicatedAndReorderedNotificationsChangeNothing(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "gcs", testAutomation)
 	const objects, versions = 40, 5
 	var all []any
@@ -98,6 +100,7 @@ func TestDuplicatedAndReorderedNotificationsChangeNothing(t *testing.T) {
 }
 
 func TestWhatTheLedgerHasDoesNotArrive(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "gcs", testAutomation)
 	two := version("in/a.mp4", 2)
 	r.settle(
@@ -118,6 +121,7 @@ func TestWhatTheLedgerHasDoesNotArrive(t *testing.T) {
 }
 
 func TestDeletionWithdrawsWhatWaits(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "gcs", testAutomation)
 	one, two := version("in/a.mp4", 1), version("in/a.mp4", 2)
 
@@ -139,6 +143,7 @@ func TestDeletionWithdrawsWhatWaits(t *testing.T) {
 
 // A folder tells only the name of what was removed, and what it tells may be old.
 func TestDeletionWithoutVersionIsConfirmed(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "dir", testAutomation)
 	o := version("in/a.mp4", 1)
 	r.store.put(o)
@@ -157,6 +162,7 @@ func TestDeletionWithoutVersionIsConfirmed(t *testing.T) {
 
 // A newer file may be replaced by an older one, which sorts before it.
 func TestOlderFileOverNewerArrives(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "dir", testAutomation)
 	old, young := version("in/a.mp4", 1), version("in/a.mp4", 2)
 	r.settle(event.Medium{Path: young.Path, Version: young.Version, Order: young.Order, State: event.MediumImported})
@@ -173,6 +179,7 @@ func TestOlderFileOverNewerArrives(t *testing.T) {
 }
 
 func TestIncompleteNotificationsAskTheStorage(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "gcs", testAutomation)
 	o := version("in/a.mp4", 7)
 	r.store.put(o)
@@ -192,6 +199,7 @@ func TestIncompleteNotificationsAskTheStorage(t *testing.T) {
 }
 
 func TestPoisonGoesToTheDead(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "dir", testAutomation)
 	r.runNotifications()
 	good := version("in/a.mp4", 1)
@@ -209,6 +217,7 @@ func TestPoisonGoesToTheDead(t *testing.T) {
 }
 
 func TestOnlyEnabledAutomationsHear(t *testing.T) {
+	t.Parallel()
 	paused, off, other := testAutomation, testAutomation, testAutomation
 	paused.ID, paused.Paused, paused.Index = "auto_paused", true, "idx_2"
 	off.ID, off.Enabled, off.Index = "auto_off", false, "idx_3"
@@ -241,6 +250,7 @@ func TestOnlyEnabledAutomationsHear(t *testing.T) {
 // A planner purges the backlog between the look and the write: the version that takes the place of the purged one must
 // not be lost, and what was purged is in a job.
 func TestArrivalAgainstPurge(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "gcs", testAutomation)
 	one, two := version("in/a.mp4", 1), version("in/a.mp4", 2)
 	must(t, errors.Join(r.deliver(created(one))...))

@@ -78,6 +78,7 @@ func (r *rig) mustPlan(req event.JobRequested, want string) {
 }
 
 func TestWindowOfTenThousandIsPlannedOnce(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "gcs", testAutomation)
 	const n = 10_000
 	req := r.window(n)
@@ -114,6 +115,7 @@ func TestWindowOfTenThousandIsPlannedOnce(t *testing.T) {
 
 // A planner is killed at each step in turn; the next one finishes, and nothing is missing or doubled.
 func TestWindowIsPlannedOnceWhereverThePlannerStops(t *testing.T) {
+	t.Parallel()
 	const n = 700 // two pages
 	for _, c := range []struct {
 		name string
@@ -172,6 +174,7 @@ func byHash(files []file) (map[string]file, []string) {
 // Between two attempts a planned object was replaced, so that its arrival belongs to the next window now. Its entry is
 // there and must have its task, and counts.
 func TestEntryWhoseArrivalMovedOn(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "gcs", testAutomation)
 	req := r.window(3)
 	pl, err := r.plan.begin(t.Context(), req)
@@ -189,6 +192,7 @@ func TestEntryWhoseArrivalMovedOn(t *testing.T) {
 
 // Anybody with the right may write to the backlog. What is no arrival does not hold up those that are.
 func TestRubbishInTheBacklog(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "gcs", testAutomation)
 	r.window(2)
 	r.publish([]byte("hello"), "arrival", testAutomation.ID, "h1")
@@ -202,6 +206,7 @@ func TestRubbishInTheBacklog(t *testing.T) {
 }
 
 func TestTwoPlannersOfOneWindow(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "gcs", testAutomation)
 	const n = 2000
 	req := r.window(n)
@@ -221,6 +226,7 @@ func TestTwoPlannersOfOneWindow(t *testing.T) {
 }
 
 func TestCancelledWindowIsPlannedNoFurther(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "gcs", testAutomation)
 	req := r.window(1200)
 	pl, err := r.plan.begin(t.Context(), req)
@@ -256,6 +262,7 @@ func (m *memory) fill(n int) {
 }
 
 func TestListingIsPlanned(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "gcs")
 	const n = 1300
 	r.store.fill(n)
@@ -268,6 +275,7 @@ func TestListingIsPlanned(t *testing.T) {
 }
 
 func TestListingOfNothing(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "gcs")
 	must(t, r.jobs.Put(t.Context(), "job_l", store.Job{ID: "job_l", Status: store.JobPending, Index: testIndex}))
 	r.mustPlan(r.listing(), done)
@@ -277,6 +285,7 @@ func TestListingOfNothing(t *testing.T) {
 // A listing that breaks off goes on behind the page that is on record, and what changed behind it meanwhile is
 // consistent all the same.
 func TestListingGoesOnWhereItStopped(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "gcs")
 	const n = 1300
 	r.store.fill(n)
@@ -303,6 +312,7 @@ func TestListingGoesOnWhereItStopped(t *testing.T) {
 }
 
 func TestListingThatWillNeverWork(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name string
 		set  func(r *rig, req *event.JobRequested)
@@ -329,6 +339,7 @@ func TestListingThatWillNeverWork(t *testing.T) {
 }
 
 func TestListingThatMayWorkLater(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "gcs")
 	r.store.listErr = &bucket.ThrottledError{RetryAfter: 90_000_000_000, Err: bucket.ErrThrottled}
 	d := &bus.Delivery{Subject: r.bus.Subject("job", "requested", "bulk", "job_l"), Delivered: 1, Data: []byte(
@@ -344,6 +355,7 @@ func TestListingThatMayWorkLater(t *testing.T) {
 
 // What is listed and can never be imported is on record as failed, and is no reason to stop.
 func TestListingWithWhatCannotBeImported(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "gcs")
 	r.store.put(version("in/a.mp4", 1), version("in/\xff.mp4", 1))
 	r.store.folders = []string{"in/closed/"}

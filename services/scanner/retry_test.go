@@ -35,6 +35,7 @@ func retryOf(job, path string) event.JobRequested {
 }
 
 func TestRetryPlansWhatFailed(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "gcs")
 	const n = 1200 // several pages
 	var files []event.File
@@ -69,6 +70,7 @@ func TestRetryPlansWhatFailed(t *testing.T) {
 
 // A planner that stops in the middle leaves nothing out and doubles nothing, although reports are in no order.
 func TestRetryGoesOn(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "gcs")
 	var files []event.File
 	for i := range 700 {
@@ -88,6 +90,7 @@ func TestRetryGoesOn(t *testing.T) {
 }
 
 func TestRetryOfOneFile(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "gcs")
 	r.ended("job_0",
 		event.File{Path: "in/a.mp4", Version: "1", Size: 3, State: event.Failed},
@@ -111,6 +114,7 @@ func TestRetryOfOneFile(t *testing.T) {
 }
 
 func TestRetryOfNothing(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "gcs")
 	must(t, r.jobs.Put(t.Context(), "job_0", store.Job{ID: "job_0", Status: store.JobCompleted, Report: "jobs/lost"}))
 	for i, of := range []string{"job_0", "job_nobody"} {

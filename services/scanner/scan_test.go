@@ -54,6 +54,7 @@ func (r *rig) runScans() {
 }
 
 func TestEnablingScansAtOnce(t *testing.T) {
+	t.Parallel()
 	off := testAutomation
 	off.Enabled = false
 	r := newRig(t, "gcs", off)
@@ -84,6 +85,7 @@ func TestEnablingScansAtOnce(t *testing.T) {
 }
 
 func TestOtherSelectionIsScannedAtOnce(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "gcs", testAutomation)
 	r.store.put(version("in/a.mp4", 1), version("in/b.mov", 1))
 	r.runScans()
@@ -101,6 +103,7 @@ func TestOtherSelectionIsScannedAtOnce(t *testing.T) {
 }
 
 func TestPresentObjectsAreBaseline(t *testing.T) {
+	t.Parallel()
 	a := testAutomation
 	a.IncludeExisting = false
 	a.UpdatedAt = time.Date(2026, 3, 1, 0, 1, 0, 0, time.UTC)
@@ -136,6 +139,7 @@ func TestPresentObjectsAreBaseline(t *testing.T) {
 }
 
 func TestDrift(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name     string
 		provider string
@@ -181,6 +185,7 @@ func TestDrift(t *testing.T) {
 
 // A job can take longer than the time between two scans, and a notification can come twice.
 func TestWhatAJobHasInHandIsLeftAlone(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "gcs", testAutomation)
 	r.store.put(version("in/a.mp4", 1), version("in/b.mp4", 1))
 	must(t, r.ring(testAutomation.ID, scanNow))
@@ -208,6 +213,7 @@ func TestWhatAJobHasInHandIsLeftAlone(t *testing.T) {
 }
 
 func TestRings(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "gcs", testAutomation)
 	id := testAutomation.ID
 	must(t, r.ring(id, "s_of_a_row_long_ended"))
@@ -240,6 +246,7 @@ func TestRings(t *testing.T) {
 }
 
 func TestListingThatFailsIsTriedLessAndLessOften(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "gcs", testAutomation)
 	r.store.put(version("in/a.mp4", 1))
 	r.store.listErr = bucket.ErrUnavailable
@@ -260,6 +267,7 @@ func TestListingThatFailsIsTriedLessAndLessOften(t *testing.T) {
 }
 
 func TestSweepMakesUpForLostRings(t *testing.T) {
+	t.Parallel()
 	const n = 50
 	var automations []store.Automation
 	for i := range n {
@@ -285,6 +293,7 @@ func TestSweepMakesUpForLostRings(t *testing.T) {
 }
 
 func TestScanSaysWhatItCouldNotRead(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "gcs", testAutomation)
 	r.store.folders = []string{"in/closed/"}
 	r.store.put(version("in/a.mp4", 1))
@@ -311,6 +320,7 @@ func BenchmarkScan(b *testing.B) {
 // A scan is killed in the middle of a listing of several thousand; the next delivery of its ring goes on where it was on
 // record, and the record of that goes with its end. What appeared behind is found by the next scan.
 func TestScanGoesOnAfterAKill(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name string
 		ring func(r *rig) string // begins and is delivered again
@@ -324,6 +334,7 @@ func TestScanGoesOnAfterAKill(t *testing.T) {
 		{"we missed something since", func(r *rig) string { return r.begun() }, func(*rig, string) string { return scanCatchUp }, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			r := newRig(t, "gcs", testAutomation)
 			const n = 4000
 			ring := c.ring(r)

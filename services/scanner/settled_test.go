@@ -25,6 +25,7 @@ func (r *rig) known(n int) {
 }
 
 func TestIndexKnowsWhatIsSettled(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "gcs", testAutomation)
 	r.known(2 * pageSize)
 	later := time.Now().Add(time.Hour)
@@ -71,6 +72,7 @@ func TestIndexKnowsWhatIsSettled(t *testing.T) {
 // A scan of a bucket that is known writes nothing per object, and finds what is new, what is to be tried again, and the
 // new version of what it knows.
 func TestScanOfAKnownBucket(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "gcs", testAutomation)
 	const n = 3 * pageSize
 	r.known(n)
@@ -103,6 +105,7 @@ func TestScanOfAKnownBucket(t *testing.T) {
 // I1: not one notification came. The next scan finds everything, says how much that was, and the plan of its window has
 // each object once.
 func TestEveryNotificationIsLost(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "gcs", testAutomation)
 	r.store.record.Subscription = "projects/p/subscriptions/s"
 	must(t, r.ring(testAutomation.ID, scanNow)) // the first, of an empty bucket
@@ -124,6 +127,7 @@ func TestEveryNotificationIsLost(t *testing.T) {
 // I1 and I2: each notification comes three times, in any order, between scans and plans; some never come. Every object
 // is planned once.
 func TestNotificationsThriceBetweenScansAndPlans(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "gcs", testAutomation)
 	const n, rounds = 600, 6
 	seed := rand.Uint64()

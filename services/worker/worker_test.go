@@ -324,12 +324,13 @@ func (w *world) gone(pid int) {
 
 // A command that takes too long is killed with its grandchildren, also those in the background.
 func TestTimeoutKillsTheGroup(t *testing.T) {
+	t.Parallel() // the time is such that the command has begun even on a busy machine
 	w := newWorld(t)
 	pid := filepath.Join(t.TempDir(), "pid")
-	w.start(Config{Command: `sh -c 'sleep 1000 & echo $! > "` + pid + `"; wait'; echo never`, Timeout: 300 * time.Millisecond})
+	w.start(Config{Command: `sh -c 'sleep 1000 & echo $! > "` + pid + `"; wait'; echo never`, Timeout: 3 * time.Second})
 	w.ask("run_1", w.file("vid_1", "a.mp4"))
 	w.done()
-	if r := w.reports("run_1")["vid_1"]; r.State != event.Unsuccessful || r.Error != "timed out after 300ms" {
+	if r := w.reports("run_1")["vid_1"]; r.State != event.Unsuccessful || r.Error != "timed out after 3s" {
 		t.Errorf("%+v", r)
 	}
 	w.gone(w.pid(pid))

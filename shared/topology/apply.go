@@ -1,6 +1,7 @@
 package topology
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -8,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strconv"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
@@ -29,8 +31,27 @@ var prefix = regexp.MustCompile(`^[A-Za-z0-9_-]{1,32}$`)
 // defaults, so its idea of a configuration cannot be compared with ours.
 const digestKey = "millrace.digest"
 
+// Format is the version of what the streams hold. It is raised when an older program could not read what a newer one
+// writes, or would spoil it; rows and members that an older one leaves alone do not count. A program reads all formats up to
+// its own.
+const Format = 1
+
+// formatKey marks a stream with the highest format that was ever written to it.
+const formatKey = "millrace.format"
+
+// ErrNewer says that a newer program has written to these streams what this one does not know. Nothing was changed.
+var ErrNewer = errors.New("the data are of a newer millrace: run that version, or go back to a copy of the data from before it")
+
+// readable returns ErrNewer for a stream that only newer programs can read.
+func readable(cfg jetstream.StreamConfig) error {
+	if f, err := strconv.Atoi(cfg.Metadata[formatKey]); err == nil && f > Format {
+		return fmt.Errorf("format %d, where this one knows up to %d: %w", f, Format, ErrNewer)
+	}
+	return nil
+}
+
 // Apply creates or updates every stream and consumer of the tables. It is safe to repeat, also at the same time, and
-// never deletes.
+// never deletes. It fails with ErrNewer for streams of a newer program.
 func (t Topology) Apply(ctx context.Context, js jetstream.JetStream) error {
 	if !prefix.MatchString(t.Prefix) {
 		return fmt.Errorf("prefix %q: %w", t.Prefix, ErrPrefix)
@@ -59,11 +80,16 @@ func (t Topology) Apply(ctx context.Context, js jetstream.JetStream) error {
 }
 
 func applyStream(ctx context.Context, js jetstream.JetStream, cfg jetstream.StreamConfig) (jetstream.Stream, error) {
-	cfg.Metadata = map[string]string{digestKey: digest(cfg)}
+	cfg.Metadata = map[string]string{formatKey: strconv.Itoa(Format)}
+	cfg.Metadata[digestKey] = digest(cfg)
 	s, err := js.Stream(ctx, cfg.Name)
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
 		return js.CreateOrUpdateStream(ctx, cfg)
+	case err != nil:
+		return nil, err
+	}
+	switch err := readable(s.CachedInfo().Config); {
 	case err != nil:
 		return nil, err
 	case s.CachedInfo().Config.Metadata[digestKey] == cfg.Metadata[digestKey]:
@@ -123,7 +149,7 @@ func digest(v any) string {
 }
 
 // Complete returns nil when every stream and consumer of the tables is there and has a leader. Otherwise it fails with
-// ErrMissing, with ErrNoLeader, or, when nobody answers for one of them, with a timeout.
+// ErrMissing, with ErrNoLeader, with ErrNewer, or, when nobody answers for one of them, with a timeout.
 func (t Topology) Complete(ctx context.Context, js jetstream.JetStream) error {
 	consumers := make(map[string][]Consumer)
 	for _, c := range t.Consumers() {
@@ -138,7 +164,7 @@ func (t Topology) Complete(ctx context.Context, js jetstream.JetStream) error {
 				err = ErrMissing
 			}
 			if err == nil {
-				err = led(s.CachedInfo().Cluster)
+				err = cmp.Or(readable(s.CachedInfo().Config), led(s.CachedInfo().Cluster))
 			}
 			if err = electing(err); err != nil {
 				return fmt.Errorf("stream %s: %w", row.Config.Name, err)

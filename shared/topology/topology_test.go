@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -58,6 +59,34 @@ func TestApply(t *testing.T) {
 	other := topology.Topology{Prefix: "other"}
 	if _, err := other.Bind(t.Context(), js, topology.ImporterLive); !errors.Is(err, topology.ErrMissing) {
 		t.Errorf("another prefix: %v", err)
+	}
+}
+
+// What a newer program has written is neither read nor touched by an older one.
+func TestDataOfANewerProgram(t *testing.T) {
+	t.Parallel()
+	js := connect(t)
+	top := topology.Topology{Prefix: "t"}
+	if err := top.Apply(t.Context(), js); err != nil {
+		t.Fatal(err)
+	}
+	s, err := js.Stream(t.Context(), top.Stream(topology.Media))
+	if err != nil {
+		t.Fatal(err)
+	}
+	newer := s.CachedInfo().Config
+	newer.Description, newer.Metadata = "newer", map[string]string{"millrace.format": strconv.Itoa(topology.Format + 1)}
+	if _, err := js.UpdateStream(t.Context(), newer); err != nil {
+		t.Fatal(err)
+	}
+	if err := top.Apply(t.Context(), js); !errors.Is(err, topology.ErrNewer) {
+		t.Errorf("applied: %v", err)
+	}
+	if err := top.Complete(t.Context(), js); !errors.Is(err, topology.ErrNewer) {
+		t.Errorf("used: %v", err)
+	}
+	if info, err := s.Info(t.Context()); err != nil || info.Config.Description != "newer" {
+		t.Errorf("%q (%v)", info.Config.Description, err)
 	}
 }
 
