@@ -77,10 +77,10 @@ func (r *rig) mustPlan(req event.JobRequested, want string) {
 	}
 }
 
-func TestWindowOfTenThousandIsPlannedOnce(t *testing.T) {
+func TestWindowOfManyIsPlannedOnce(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, "gcs", testAutomation)
-	const n = 10_000
+	const n = 4*pageSize + 200
 	req := r.window(n)
 	later := version("in/later.mp4", 1)
 	must(t, errors.Join(r.deliver(created(later))...))

@@ -55,6 +55,7 @@ type Subscriber struct {
 	js  jetstream.JetStream
 
 	maxAttempts int           // set by the Router, to judge consumers
+	still       time.Duration // for how long the consumer may stand still
 	margin      time.Duration // how much longer than Timeout a lease is kept: the time to store a dead letter
 	hooks       hooks
 	abandoned   atomic.Int64
@@ -108,6 +109,7 @@ func NewSubscriber(cfg SubscriberConfig) (*Subscriber, error) {
 		log:     cfg.Logger,
 		nc:      nc,
 		js:      js,
+		still:   cfg.Timeout + deadTimeout + stillAfter,
 		margin:  deadTimeout,
 		hooks:   hooks{deadFailed: nop, settleFailed: nop, leaseLost: nop, failed: func(error) {}},
 		closing: make(chan struct{}),
@@ -264,6 +266,7 @@ func (in *intake) Consume(callback jetstream.MessageHandler, _ ...jetstream.Pull
 		context.AfterFunc(in.pulling, it.Drain)
 		in.workers.Go(func() { in.work(it, callback) })
 	}
+	go in.watch(in.pulling, in.sub.still)
 	return in, nil
 }
 
@@ -322,9 +325,7 @@ func (in *intake) begin() bool {
 
 // exists returns an error only when the broker says that the consumer is gone; a broker that does not answer will.
 func (in *intake) exists() error {
-	ctx, cancel := context.WithTimeout(in.pulling, settleTimeout)
-	defer cancel()
-	if _, err := in.Info(ctx); missing(err) {
+	if _, err := in.look(in.pulling); missing(err) {
 		return err
 	}
 	return nil

@@ -209,6 +209,22 @@ func TestLeaseOfAHandlerThatHangsIsGivenUp(t *testing.T) {
 	equal(t, "deliveries", b.info(c).Delivered.Consumer, 2)
 }
 
+// Trap: the broker can forget what it has given out. Here it only waits for very long, which looks the same.
+func TestForgottenDeliveryIsAskedFor(t *testing.T) {
+	b := startBroker(t)
+	c := b.queue(time.Hour)
+	b.publish("job.lost", "")
+	gone, err := c.Fetch(1) // by somebody who is never heard of again
+	must(t, err)
+	equal(t, "given out", (<-gone.Messages()).Subject(), "job.lost")
+	s := newSubscriber(t, b, nil)
+	s.still = 200 * time.Millisecond
+	msgs, err := s.Subscribe(t.Context(), "any")
+	must(t, err)
+	receive(t, msgs).Ack()
+	b.settled(c)
+}
+
 func TestLeaseNotConfirmedInterruptsTheHandler(t *testing.T) {
 	b := startBroker(t)
 	b.queue(300 * time.Millisecond)

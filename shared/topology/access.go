@@ -157,7 +157,7 @@ func (t Topology) user(a Access) User {
 	for _, c := range a.Consumes {
 		s := t.Stream(consumers[c].Stream)
 		// Acknowledgements have two forms; the second one, with the domain and the account, is that of coming servers.
-		publish = append(publish, "$JS.API.CONSUMER.MSG.NEXT."+s+"."+c, "$JS.ACK."+s+"."+c+".>", "$JS.ACK.*.*."+s+"."+c+".>")
+		publish = append(publish, "$JS.API.CONSUMER.MSG.NEXT."+s+"."+c, "$JS.API.CONSUMER.RESET."+s+"."+c, "$JS.ACK."+s+"."+c+".>", "$JS.ACK.*.*."+s+"."+c+".>")
 	}
 	for _, s := range a.Publishes {
 		publish = append(publish, t.Subject(s))
