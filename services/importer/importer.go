@@ -131,7 +131,7 @@ func New(cfg Config, env service.Env, sources Sources, library bucket.Library, p
 }
 
 // aheadParts is how much of large objects all workers together hold while it is on its way, in parts of 4 MiB. Beside
-// that a worker holds 1 MiB, or 8 MiB while it writes to a bucket.
+// that a worker holds 1 or 2 MiB, or 8 MiB while it writes to a bucket.
 const aheadParts = 16
 
 // committers is how many groups are committed at a time: while one waits for the disk the next can gather.
