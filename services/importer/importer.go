@@ -16,6 +16,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -104,6 +106,8 @@ type Importer struct {
 	limit    *rate.Limiter // nil: no limit
 	ahead    *bucket.Budget
 	commits  chan *outcome
+	inWork   atomic.Int64 // tasks that have no outcome yet
+	gather   sync.Mutex   // one group at a time, or each would get half
 	tracker  *tracker
 	deleter  *deleter
 }
