@@ -16,30 +16,45 @@ import (
 )
 
 const (
-	// groupSize and groupLinger bound how many outcomes share one commit and how long the first waits for company.
+	// groupSize and groupLinger bound how many outcomes share one commit and how long the first waits for company. A commit
+	// costs the broker three batches, whose files take it longer than what is in them.
 	groupSize   = 500
-	groupLinger = 10 * time.Millisecond
+	groupLinger = 100 * time.Millisecond
 )
 
 // commitLoop gathers outcomes into groups and commits them until the channel is closed.
 func (im *Importer) commitLoop(ctx context.Context) {
-	for first := range im.commits {
-		group := []*outcome{first}
-		late := time.After(groupLinger)
-	gather:
-		for len(group) < groupSize {
-			select {
-			case o, open := <-im.commits:
-				if !open {
-					break gather
-				}
-				group = append(group, o)
-			case <-late:
-				break gather
-			}
+	for {
+		group := im.nextGroup()
+		if group == nil {
+			return
 		}
 		im.commit(ctx, group)
 	}
+}
+
+// nextGroup waits for an outcome, and for company while some is on its way. It returns nothing when the channel is closed.
+func (im *Importer) nextGroup() []*outcome {
+	im.gather.Lock()
+	defer im.gather.Unlock()
+	first, open := <-im.commits
+	if !open {
+		return nil
+	}
+	group := []*outcome{first}
+	late := time.After(groupLinger)
+	for len(group) < groupSize && (len(im.commits) > 0 || im.inWork.Load() > 0) {
+		select {
+		case o, open := <-im.commits:
+			if !open {
+				return group
+			}
+			group = append(group, o)
+		case <-late:
+			return group
+		}
+	}
+	return group
 }
 
 // commit makes a group of outcomes true, in the order that lets a crash anywhere be repaired by the redelivery of the

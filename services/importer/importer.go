@@ -16,6 +16,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -104,6 +106,8 @@ type Importer struct {
 	limit    *rate.Limiter // nil: no limit
 	ahead    *bucket.Budget
 	commits  chan *outcome
+	inWork   atomic.Int64 // tasks that have no outcome yet
+	gather   sync.Mutex   // one group at a time, or each would get half
 	tracker  *tracker
 	deleter  *deleter
 }
@@ -131,7 +135,7 @@ func New(cfg Config, env service.Env, sources Sources, library bucket.Library, p
 }
 
 // aheadParts is how much of large objects all workers together hold while it is on its way, in parts of 4 MiB. Beside
-// that a worker holds 1 MiB, or 8 MiB while it writes to a bucket.
+// that a worker holds 1 or 2 MiB, or 8 MiB while it writes to a bucket.
 const aheadParts = 16
 
 // committers is how many groups are committed at a time: while one waits for the disk the next can gather.

@@ -9,7 +9,9 @@ import (
 	"io"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"millrace/shared/bucket"
@@ -34,19 +36,31 @@ type outcome struct {
 
 // handle works off one task. It returns bus.ErrLater when the outcome is in the committer's hands.
 func (im *Importer) handle(ctx context.Context, d *bus.Delivery) error {
+	im.inWork.Add(1)
+	o, err := im.workOff(ctx, d)
+	im.inWork.Add(-1) // before the committer has it: what is alone is not to wait for itself
+	if o == nil {
+		return err
+	}
+	im.commits <- o
+	return bus.ErrLater
+}
+
+// workOff returns the outcome of a task, or how it ended without one.
+func (im *Importer) workOff(ctx context.Context, d *bus.Delivery) (*outcome, error) {
 	var t event.Task
 	if err := d.Decode(&t); err != nil {
-		return err
+		return nil, err
 	}
 	if d.Delivered > 1 {
 		t.FileSeq, t.Fresh = 0, false // somebody worked on it since it was planned
 	}
 	file, rev, err := im.fileEntry(ctx, t)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if file.State.Final() || rev == 0 {
-		return nil // settled before, or the job has ended and its entries are gone
+		return nil, nil //nolint:nilnil // settled before, or the job has ended and its entries are gone
 	}
 	ctx, done := im.jobs.begin(ctx, t.Job)
 	defer done()
@@ -54,20 +68,19 @@ func (im *Importer) handle(ctx context.Context, d *bus.Delivery) error {
 		file.StartedAt = time.Now().UTC()
 	}
 	if err := failpoint.Here("importer.taken"); err != nil {
-		return err
+		return nil, err
 	}
 	w := &work{im: im, d: d, task: t, file: file, fileRev: rev}
 	o, err := w.do(ctx)
 	switch {
 	case errors.Is(context.Cause(ctx), errCancelled):
-		o = w.skip(event.Cancelled, "")
+		return w.skip(event.Cancelled, ""), nil
 	case ctx.Err() != nil:
-		return ctx.Err() // the process stops; the task comes again, here or elsewhere
+		return nil, ctx.Err() // the process stops; the task comes again, here or elsewhere
 	case err != nil:
 		return w.failed(ctx, err)
 	}
-	im.commits <- o
-	return bus.ErrLater
+	return o, nil
 }
 
 // fileEntry returns the state of the task's file and its revision, 0 when there is none. What the planner wrote is not
@@ -293,8 +306,14 @@ func (w *work) newest() *event.Medium {
 // smallObject is the size up to which an object is read once, in one request, and probed in memory.
 const smallObject = 1 << 20
 
+// smallBuffers are what they are read to. Nobody holds on to one: a library's Put has read all when it returns.
+var smallBuffers = sync.Pool{New: func() any { return new([]byte) }}
+
 func (w *work) bringSmall(ctx context.Context, obj bucket.Object) (*outcome, error) {
-	buf := make([]byte, obj.Size)
+	whole := smallBuffers.Get().(*[]byte)
+	defer smallBuffers.Put(whole)
+	*whole = slices.Grow((*whole)[:0], int(obj.Size))
+	buf := (*whole)[:obj.Size]
 	r := w.open(ctx, obj)
 	_, err := io.ReadFull(r, buf)
 	if err == nil { // the last read may say that the version changed
@@ -304,7 +323,11 @@ func (w *work) bringSmall(ctx context.Context, obj bucket.Object) (*outcome, err
 	if err != nil {
 		return nil, fmt.Errorf("read %q: %w", obj.Path, err)
 	}
-	sum := bucket.NewHash()
+	// A library hashes what it is given, so that only what is compared before, or never given to one, needs all of it here.
+	sum := bucket.NewChecksum()
+	if n := w.newest(); w.im.library == nil || n != nil && n.Size == obj.Size {
+		sum = bucket.NewHash()
+	}
 	_, _ = sum.Write(buf)
 	if err := sum.Check(obj.Want()); err != nil {
 		return nil, fmt.Errorf("read %q: %w", obj.Path, err)
@@ -503,19 +526,19 @@ func (w *work) outcome(m *event.Medium) *outcome {
 }
 
 // failed decides what becomes of a failed attempt: another one later, or a final state.
-func (w *work) failed(ctx context.Context, err error) error {
+func (w *work) failed(ctx context.Context, err error) (*outcome, error) {
 	var wait *bus.RetryError
 	if errors.As(err, &wait) {
-		return err // a circuit: no attempt was made
+		return nil, err // a circuit: no attempt was made
 	}
 	if isOurs(err) {
-		return err // the broker's trouble, not the object's
+		return nil, err // the broker's trouble, not the object's
 	}
 	if held := (*heldError)(nil); errors.As(err, &held) {
 		show := w.file
 		show.State, show.Error = event.Queued, err.Error()
 		w.show(ctx, show)
-		return bus.RetryAfter(held.after, err)
+		return nil, bus.RetryAfter(held.after, err)
 	}
 	f := judge(err, w.file.Attempts+1, w.im.cfg.MaxAttempts)
 	if !f.final {
@@ -524,7 +547,7 @@ func (w *work) failed(ctx context.Context, err error) error {
 		show.Attempts++
 		w.show(ctx, show)
 		w.im.metrics.retries.Inc()
-		return bus.RetryAfter(f.again, err)
+		return nil, bus.RetryAfter(f.again, err)
 	}
 	o := w.outcome(w.ledgerEntry(event.MediumFailed, f.reason, f.message))
 	o.file.State, o.file.Error = event.Failed, f.message
@@ -535,8 +558,7 @@ func (w *work) failed(ctx context.Context, err error) error {
 	if f.comes {
 		o.medium.RetryAt = retryAt(o.medium.Attempts, time.Now().UTC())
 	}
-	w.im.commits <- o
-	return bus.ErrLater
+	return o, nil
 }
 
 // isOurs reports whether err came from the broker: such a task is neither good nor bad yet.

@@ -69,11 +69,16 @@ func (h *Hash) Check(want Want) error {
 }
 
 // Copy is the inner loop of Put: it copies r to w through buf, hashing, until r ends, and checks the outcome. It stops
-// early when ctx ends, and as soon as there are more bytes than want allows. Errors of r come back wrapped.
+// early when ctx ends, and as soon as there are more bytes than want allows. Errors of r come back wrapped. A w with
+// buffers of its own, which it may hold on to after a Write, has each piece read to its Buffer instead of buf.
 func (h *Hash) Copy(ctx context.Context, w io.Writer, r io.Reader, buf []byte, want Want) error {
+	own, _ := w.(interface{ Buffer() []byte })
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
+		}
+		if own != nil {
+			buf = own.Buffer()
 		}
 		n, err := fill(r, buf)
 		if n > 0 {

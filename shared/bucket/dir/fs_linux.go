@@ -55,6 +55,19 @@ func startWriteback(f *os.File, offset, length int64) {
 	_ = unix.SyncFileRange(int(f.Fd()), offset, length, unix.SYNC_FILE_RANGE_WRITE)
 }
 
+// setDirect has writes to f go past the page cache, or through it. Not all file systems can do the former.
+func setDirect(f *os.File, on bool) error {
+	flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0)
+	if err != nil {
+		return err
+	}
+	if flags &^= unix.O_DIRECT; on {
+		flags |= unix.O_DIRECT
+	}
+	_, err = unix.FcntlInt(f.Fd(), unix.F_SETFL, flags)
+	return err
+}
+
 // shareBlocks makes out, which is empty, have the content of in without copying it.
 func shareBlocks(out, in *os.File) error {
 	err := unix.IoctlFileClone(int(out.Fd()), int(in.Fd()))

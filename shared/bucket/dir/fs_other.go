@@ -20,6 +20,8 @@ func syncWhole(*os.File) error { return errors.ErrUnsupported }
 
 func startWriteback(*os.File, int64, int64) {}
 
+func setDirect(*os.File, bool) error { return errors.ErrUnsupported }
+
 func shareBlocks(_, _ *os.File) error { return errors.ErrUnsupported }
 
 func notify(context.Context, *Source, time.Duration, func(), *slog.Logger, func(Change)) error {

@@ -85,10 +85,22 @@ var buffers = sync.Pool{New: func() any { return new([bufSize]byte) }}
 func (l *Library) Put(ctx context.Context, key string, r io.Reader, want bucket.Want) (bucket.Stored, error) {
 	hash := bucket.NewHash()
 	return l.store(key, hash, func(f *os.File) error {
+		if w := l.direct(f, want.Size); w != nil {
+			return errors.Join(hash.Copy(ctx, w, r, nil, want), w.Close())
+		}
 		buf := buffers.Get().(*[bufSize]byte)
 		defer buffers.Put(buf)
 		return hash.Copy(ctx, &earlyWriter{f: f}, r, buf[:], want)
 	})
+}
+
+// direct returns what writes a file of this size past the page cache, or nil. A disk that is elsewhere is not written to
+// in pieces that are waited for.
+func (l *Library) direct(f *os.File, size int64) *directWriter {
+	if size < directFrom || l.sync.syncWhole == nil {
+		return nil
+	}
+	return newDirectWriter(f)
 }
 
 // CopyFrom implements bucket.Library for folders on one file system that can share blocks between files, such as XFS
