@@ -2,6 +2,7 @@ package store
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -68,6 +69,32 @@ func ReadLines[T any](ctx context.Context, d *Documents, name string) iter.Seq2[
 	return func(yield func(T, error) bool) {
 		for line, err := range ReadLinesFrom[T](ctx, d, name, 0) {
 			if !yield(line.Value, err) {
+				return
+			}
+		}
+	}
+}
+
+// Lines yields the lines of a document as they are, without their ends. The bytes are good until the next one.
+func (doc Document) Lines(ctx context.Context) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		in := bufio.NewReaderSize(doc.Reader(ctx), chunkSize)
+		var long []byte // a line that is longer than the buffer
+		for {
+			line, err := in.ReadSlice('\n')
+			if errors.Is(err, bufio.ErrBufferFull) {
+				long = append(long, line...)
+				continue
+			}
+			if len(long) > 0 {
+				long = append(long, line...)
+				line, long = long, nil
+			}
+			if err != nil && !errors.Is(err, io.EOF) {
+				yield(nil, err)
+				return
+			}
+			if line = bytes.TrimSuffix(line, []byte{'\n'}); len(line) > 0 && !yield(line, nil) || err != nil {
 				return
 			}
 		}
