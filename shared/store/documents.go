@@ -19,7 +19,8 @@ import (
 // Documents holds what is too big for a record, as JSON Lines.
 type Documents struct {
 	objects jetstream.ObjectStore
-	stream  jetstream.Stream // behind objects
+	bus     *bus.Bus
+	stream  string // behind objects
 	bucket  string
 }
 
@@ -29,14 +30,10 @@ func OpenDocuments(ctx context.Context, b *bus.Bus) (*Documents, error) {
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
 		err = topology.ErrMissing
 	}
-	var stream jetstream.Stream
-	if err == nil {
-		stream, err = b.JetStream().Stream(ctx, "OBJ_"+b.Bucket(topology.Documents))
-	}
 	if err != nil {
 		return nil, fmt.Errorf("open object store %s: %w", topology.Documents, err)
 	}
-	return &Documents{objects: o, stream: stream, bucket: b.Bucket(topology.Documents)}, nil
+	return &Documents{objects: o, bus: b, stream: "OBJ_" + b.Bucket(topology.Documents), bucket: b.Bucket(topology.Documents)}, nil
 }
 
 // WriteLines stores a line for each value under name, replacing what was there. Lines are made while they are stored,
