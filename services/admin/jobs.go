@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"iter"
 	"net/http"
 	"reflect"
@@ -199,7 +198,8 @@ func (a *Admin) getJob(ctx context.Context, in *jobPath) (*huma.StreamResponse, 
 	if err != nil {
 		return nil, err
 	}
-	return a.streamed(func(_ context.Context, w io.Writer) error { return jsonFormat.Marshal(w, v) }), nil
+	raw, err := spelled(v)
+	return answered(raw), err
 }
 
 // maxListedFiles is the most files of a job whose arrays a list fills.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
@@ -42,7 +43,8 @@ func (a *Admin) longJob(ctx context.Context, j store.Job) (*huma.StreamResponse,
 	if errors.Is(err, store.ErrNotFound) {
 		a.log.Warn("the report of a job is gone", "job_id", j.ID, "report", j.Report)
 		v.FilesOmitted = true
-		return a.streamed(func(_ context.Context, w io.Writer) error { return jsonFormat.Marshal(w, v) }), nil
+		raw, err := spelled(v)
+		return answered(raw), err
 	}
 	if err != nil {
 		return nil, err
@@ -81,6 +83,23 @@ func (a *Admin) streamed(write func(context.Context, io.Writer) error) *huma.Str
 	}}
 }
 
+// spelled is a JSON answer.
+func spelled(v any) ([]byte, error) {
+	var b bytes.Buffer
+	err := jsonFormat.Marshal(&b, v)
+	return b.Bytes(), err
+}
+
+// answered is a JSON answer that is there already.
+func answered(raw []byte) *huma.StreamResponse {
+	return &huma.StreamResponse{Body: func(hctx huma.Context) {
+		_, w := humago.Unwrap(hctx)
+		w.Header().Set("Content-Type", jsonType)
+		w.Header().Set("Content-Length", strconv.Itoa(len(raw)))
+		_, _ = w.Write(raw) // a client that has gone away does not mind
+	}}
+}
+
 // begun knows whether anything was written.
 type begun struct {
 	io.Writer
@@ -97,11 +116,11 @@ const emptyLists = `"video_ids":[],"failed_files":[],"skipped_files":[]`
 
 // writeJob writes a job whose arrays are empty, with what list writes between their brackets.
 func writeJob(w io.Writer, v importJob, list func(io.Writer, fileList) error) error {
-	var all bytes.Buffer
-	if err := jsonFormat.Marshal(&all, v); err != nil {
+	all, err := spelled(v)
+	if err != nil {
 		return err
 	}
-	head, tail, ok := bytes.Cut(all.Bytes(), []byte(emptyLists))
+	head, tail, ok := bytes.Cut(all, []byte(emptyLists))
 	if !ok {
 		return errors.New("a job has no place for its arrays")
 	}
@@ -123,7 +142,7 @@ func writeJob(w io.Writer, v importJob, list func(io.Writer, fileList) error) er
 	if _, err := io.WriteString(w, "]"); err != nil {
 		return err
 	}
-	_, err := w.Write(tail)
+	_, err = w.Write(tail)
 	return err
 }
 
