@@ -180,6 +180,8 @@ type Admin struct {
 	links       linkSigner
 	runBook     *runBook
 	recall      recall
+	versions    shared[versions]
+	mediaPages  mediaPages
 	keys        *keyring
 	webhooks    *webhooks
 	push        *pushVerifier // nil: pushes need an API key
@@ -279,6 +281,7 @@ func (a *Admin) bind(ctx context.Context) (err error) {
 		return err
 	}
 	a.runBook = newRunBook(a.runs)
+	a.versions.ask = a.askVersions
 	if a.deletions, err = store.Open[store.Deletion](ctx, a.bus, topology.DeletionRecords); err != nil {
 		return err
 	}

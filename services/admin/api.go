@@ -13,6 +13,7 @@ import (
 	"reflect"
 	"regexp"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -41,6 +42,7 @@ type route struct {
 	raw     int64         // the body is not JSON, and at most so many bytes; 0: JSON of at most Config.MaxBody
 	content *huma.RequestBody
 	auth    func(*http.Request) error // in place of authorize; scope is then for the document
+	answer  reflect.Type              // of an answer that is written piece by piece, for the document
 	repeats bool                      // the handler itself answers repetitions of an idempotency key, see operationOf
 }
 
@@ -205,6 +207,12 @@ func register[I, O any](a *Admin, rt route, handle func(context.Context, *I) (*O
 	}
 	if rt.scope == public {
 		op.Security = nil
+	}
+	if rt.answer != nil {
+		op.Responses[strconv.Itoa(op.DefaultStatus)] = &huma.Response{
+			Description: http.StatusText(op.DefaultStatus),
+			Content:     map[string]*huma.MediaType{jsonType: {Schema: schemas.Schema(rt.answer, true, "")}},
+		}
 	}
 	inType := reflect.TypeFor[I]()
 	_, hasBody := inType.FieldByName("Body")
@@ -413,7 +421,10 @@ func (a *Admin) observed(next http.Handler) http.Handler {
 		rec.Header().Set("X-Content-Type-Options", "nosniff")
 		rec.Header().Set("Cache-Control", "no-store")
 		defer func() {
-			if cause := recover(); cause != nil {
+			cause := recover()
+			if cause == http.ErrAbortHandler { //nolint:errorlint // it is what was panicked with
+				defer panic(cause) // which closes the connection
+			} else if cause != nil {
 				a.caught(rec, r, cause)
 			}
 			took := time.Since(start)

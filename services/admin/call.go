@@ -106,6 +106,8 @@ type answer struct {
 	status int
 	header http.Header
 	body   bytes.Buffer
+	most   int64 // bytes of the body that are kept; 0: all
+	size   int64 // of the body
 }
 
 func (w *answer) Header() http.Header { return w.header }
@@ -118,6 +120,9 @@ func (w *answer) WriteHeader(status int) {
 
 func (w *answer) Write(p []byte) (int, error) {
 	w.WriteHeader(http.StatusOK)
+	if w.size += int64(len(p)); w.most > 0 && w.size > w.most {
+		return len(p), nil // to be counted
+	}
 	return w.body.Write(p)
 }
 
@@ -128,9 +133,9 @@ var passedOn = []string{"Idempotency-Key", "Traceparent", "Tracestate"}
 
 // call has an operation carried out by the handlers behind HTTP, the whole chain of them, with payload's members as
 // parameters and body. The caller is the operator: NATS has let the message through, which is this door's
-// authorization. It never fails; what goes wrong is an answer too.
-func (a *Admin) call(ctx context.Context, o offer, payload []byte, header http.Header) *answer {
-	w := &answer{header: make(http.Header)}
+// authorization. It never fails; what goes wrong is an answer too. Of a body no more than most bytes are kept, 0: all.
+func (a *Admin) call(ctx context.Context, o offer, payload []byte, header http.Header, most int64) *answer {
+	w := &answer{header: make(http.Header), most: most}
 	r, err := a.requestOf(asOperator(ctx), o, payload)
 	if err != nil {
 		a.observed(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -144,8 +149,25 @@ func (a *Admin) call(ctx context.Context, o offer, payload []byte, header http.H
 			r.Header.Set(name, v)
 		}
 	}
-	a.handler.ServeHTTP(w, r)
+	if a.brokeOff(w, r) {
+		id := w.header.Get("X-Request-ID")
+		w = &answer{header: w.header}
+		writeProblem(&recorder{ResponseWriter: w}, r.WithContext(context.WithValue(ctx, askedKey{}, &asked{id: id})), internal())
+	}
 	return w
+}
+
+// brokeOff has a request answered. It reports whether that ended in the middle of an answer.
+func (a *Admin) brokeOff(w *answer, r *http.Request) (broke bool) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			if broke = cause == http.ErrAbortHandler; !broke { //nolint:errorlint // it is what was panicked with
+				panic(cause)
+			}
+		}
+	}()
+	a.handler.ServeHTTP(w, r)
+	return false
 }
 
 // requestOf makes the request that an HTTP client would have sent. With an error it is one without parameters.

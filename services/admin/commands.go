@@ -142,7 +142,7 @@ func (a *Admin) carryOut(ctx context.Context, rec store.Command, told event.Comm
 		for _, name := range passedOn[1:] {
 			header.Set(name, m.Header.Get(strings.ToLower(name)))
 		}
-		w := a.call(ctx, o, m.Data, header)
+		w := a.call(ctx, o, m.Data, header, 0)
 		told.Status = w.status
 		if w.failed() {
 			var e envelope

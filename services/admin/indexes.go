@@ -5,8 +5,11 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"reflect"
 	"slices"
 	"time"
+
+	"github.com/danielgtaylor/huma/v2"
 
 	"millrace/shared/store"
 )
@@ -53,7 +56,7 @@ func (a *Admin) indexRoutes() {
 	register(a, route{method: "GET", path: "/indexes/{index_id}", scope: search, tag: tag, summary: "Get an index"}, a.getIndex)
 	register(a, route{
 		method: "GET", path: "/indexes/{index_id}/videos", scope: read, tag: tag,
-		summary: "List the media of an index", about: "Newest first.",
+		summary: "List the media of an index", about: "Newest first.", answer: reflect.TypeFor[page[video]](),
 	}, a.listVideos)
 }
 
@@ -89,25 +92,42 @@ func (a *Admin) getIndex(ctx context.Context, in *indexPath) (*body[index], erro
 	return &body[index]{viewIndex(x)}, nil
 }
 
-func (a *Admin) listVideos(ctx context.Context, in *listVideos) (*body[page[video]], error) {
-	if _, err := lookUp(ctx, a.indexes, "index", in.ID); err != nil {
+func (a *Admin) listVideos(ctx context.Context, in *listVideos) (*huma.StreamResponse, error) {
+	now, err := a.versions.get(ctx)
+	if err != nil {
 		return nil, err
+	}
+	if raw, ok := a.mediaPages.get(now, *in); ok {
+		return answered(raw), nil
+	}
+	followed := a.runBook.knows(now.runs)
+	v, err := a.pageOfVideos(ctx, in)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := spelled(v)
+	if err == nil && followed { // else it may lack a run that was there before it was asked for
+		a.mediaPages.put(now, *in, raw)
+	}
+	return answered(raw), err
+}
+
+func (a *Admin) pageOfVideos(ctx context.Context, in *listVideos) (p page[video], err error) {
+	if _, err := lookUp(ctx, a.indexes, "index", in.ID); err != nil {
+		return p, err
 	}
 	list := "videos of " + in.ID
 	position, err := openCursor(list, in.Cursor)
 	if err != nil {
-		return nil, err
+		return p, err
 	}
 	media, next, err := a.ledger.Page(ctx, in.ID, in.Limit, position)
 	if errors.Is(err, store.ErrNotFound) {
-		return nil, badCursor()
+		return p, badCursor()
 	}
 	if err != nil {
-		return nil, err
+		return p, err
 	}
 	videos, err := a.viewVideos(ctx, media)
-	if err != nil {
-		return nil, err
-	}
-	return &body[page[video]]{newPage(videos, in.Limit, sealCursor(list, next))}, nil
+	return newPage(videos, in.Limit, sealCursor(list, next)), err
 }

@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"iter"
 	"net/http"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/danielgtaylor/huma/v2"
 	"golang.org/x/sync/errgroup"
 
 	"millrace/shared/bus"
@@ -102,7 +104,9 @@ func (a *Admin) jobRoutes() {
 		about: fmt.Sprintf("Newest first. video_ids, failed_files and skipped_files are filled for jobs of up to %d files; "+
 			"of larger ones they are empty and files_omitted is true: get the job itself.", maxListedFiles),
 	}, a.listJobs)
-	register(a, route{method: "GET", path: "/import-jobs/{job_id}", scope: read, tag: tag, summary: "Get an import job"}, a.getJob)
+	register(a, route{
+		method: "GET", path: "/import-jobs/{job_id}", scope: read, tag: tag, summary: "Get an import job", answer: reflect.TypeFor[importJob](),
+	}, a.getJob)
 	register(a, route{
 		method: "POST", path: "/import-jobs/{job_id}/cancel", scope: write, tag: tag, summary: "Cancel an import job",
 		about: "What is imported stays. Files not yet handled are listed as skipped with the reason \"job cancelled\", also those " +
@@ -182,13 +186,20 @@ func (a *Admin) requestJob(ctx context.Context, j store.Job) error {
 	return err
 }
 
-func (a *Admin) getJob(ctx context.Context, in *jobPath) (*body[importJob], error) {
+func (a *Admin) getJob(ctx context.Context, in *jobPath) (*huma.StreamResponse, error) {
 	j, err := lookUp(ctx, a.jobs, "import_job", in.ID)
 	if err != nil {
 		return nil, err
 	}
+	if j.Progress.Total > maxListedFiles {
+		return a.longJob(ctx, j)
+	}
 	v, err := a.viewWithFiles(ctx, j)
-	return &body[importJob]{v}, err
+	if err != nil {
+		return nil, err
+	}
+	raw, err := spelled(v)
+	return answered(raw), err
 }
 
 // maxListedFiles is the most files of a job whose arrays a list fills.
@@ -252,7 +263,7 @@ func (a *Admin) fold(ctx context.Context, j store.Job) (importJob, error) {
 		v.Progress.CurrentFile = nil
 		return v, nil
 	}
-	counts := jobProgress{BytesTransferred: v.Progress.BytesTransferred}
+	var counts jobProgress
 	for f, err := range a.files(ctx, j) {
 		if errors.Is(err, store.ErrNotFound) {
 			a.log.Warn("the report of a job is gone", "job_id", j.ID, "report", j.Report)
@@ -262,35 +273,73 @@ func (a *Admin) fold(ctx context.Context, j store.Job) (importJob, error) {
 		if err != nil {
 			return v, err
 		}
-		counts.TotalFiles++
+		list, text := fateOf(j, f)
+		counts.count(list)
 		switch {
-		case f.State == event.Imported:
-			counts.Imported++
-			if f.Video != "" {
-				v.VideoIDs = append(v.VideoIDs, f.Video)
-			}
-		case f.State == event.Failed:
-			counts.Failed++
-			v.FailedFiles = append(v.FailedFiles, map[string]string{"path": f.Path, "error": cmp.Or(f.Error, "failed")})
-		case f.State == event.Skipped:
-			counts.Skipped++
-			v.SkippedFiles = append(v.SkippedFiles, map[string]string{"path": f.Path, "reason": f.Reason.Phrase()})
-		case j.Status == store.JobCancelled: // whoever has it in hand has not said so yet
-			counts.Skipped++
-			v.SkippedFiles = append(v.SkippedFiles, map[string]string{"path": f.Path, "reason": event.Cancelled.Phrase()})
+		case list == importedFiles && text != "":
+			v.VideoIDs = append(v.VideoIDs, text)
+		case list == failedFiles:
+			v.FailedFiles = append(v.FailedFiles, map[string]string{"path": f.Path, "error": text})
+		case list == skippedFiles:
+			v.SkippedFiles = append(v.SkippedFiles, map[string]string{"path": f.Path, "reason": text})
 		}
 	}
-	if j.Status == store.JobCancelled && j.Report == "" {
-		counts.TotalFiles = max(counts.TotalFiles, v.Progress.TotalFiles)
-		v.Progress = counts // the record still counts what was handled before
-	}
-	if j.Status.Terminal() {
-		v.Progress.CurrentFile = nil
-	}
+	v.Progress = settledProgress(j, v.Progress, counts)
 	if j.Settled && j.Report != "" && !v.FilesOmitted {
 		a.recall.put(j.ID, jobFiles{v.VideoIDs, v.FailedFiles, v.SkippedFiles})
 	}
 	return v, nil
+}
+
+// fileList is one of the three arrays of a job.
+type fileList int
+
+const (
+	noFiles fileList = iota // files that are not settled
+	importedFiles
+	failedFiles
+	skippedFiles
+)
+
+// fateOf says in which array a file of a job belongs, and what is said of it there: a video_id, or what went wrong.
+func fateOf(j store.Job, f event.File) (list fileList, text string) {
+	switch {
+	case f.State == event.Imported:
+		return importedFiles, f.Video
+	case f.State == event.Failed:
+		return failedFiles, cmp.Or(f.Error, "failed")
+	case f.State == event.Skipped:
+		return skippedFiles, f.Reason.Phrase()
+	case j.Status == store.JobCancelled: // whoever has it in hand has not said so yet
+		return skippedFiles, event.Cancelled.Phrase()
+	}
+	return noFiles, ""
+}
+
+// count counts a file.
+func (p *jobProgress) count(list fileList) {
+	p.TotalFiles++
+	switch list {
+	case importedFiles:
+		p.Imported++
+	case failedFiles:
+		p.Failed++
+	case skippedFiles:
+		p.Skipped++
+	case noFiles:
+	}
+}
+
+// settledProgress corrects what the record says of progress by what the files say.
+func settledProgress(j store.Job, said, counted jobProgress) jobProgress {
+	if j.Status == store.JobCancelled && j.Report == "" { // the record still counts what was handled before
+		counted.TotalFiles, counted.BytesTransferred = max(counted.TotalFiles, said.TotalFiles), said.BytesTransferred
+		said = counted
+	}
+	if j.Status.Terminal() {
+		said.CurrentFile = nil
+	}
+	return said
 }
 
 // files yields what became of the files of a job: from its report once there is one, until then from the bus. The

@@ -105,7 +105,7 @@ func (d *requestDoor) handler(o offer) micro.HandlerFunc {
 		answered := make(chan *answer, 1)
 		d.inHand.Go(func() {
 			defer func() { <-d.slots }()
-			answered <- d.fitting(d.admin.call(d.ctx, o, req.Data(), http.Header(req.Headers())))
+			answered <- d.fitting(d.admin.call(d.ctx, o, req.Data(), http.Header(req.Headers()), d.limit()))
 		})
 		timer := time.NewTimer(soon)
 		defer timer.Stop()
@@ -166,14 +166,17 @@ func headersOf(w *answer) micro.Headers {
 // room is what of the broker's limit is left to headers, in bytes.
 const room = 8 << 10
 
+// limit is how many bytes of an answer the broker carries.
+func (d *requestDoor) limit() int64 { return d.conn.MaxPayload() - room }
+
 // fitting is the answer, or an error in its place when the broker would not carry it.
 func (d *requestDoor) fitting(w *answer) *answer {
-	limit := d.conn.MaxPayload() - room
-	if int64(w.body.Len()) <= limit {
+	limit := d.limit()
+	if w.size <= limit {
 		return w
 	}
 	p := newProblem(http.StatusRequestEntityTooLarge, "answer_too_large",
-		"The answer has %d bytes, and a NATS message at most %d: ask for less, or over HTTP.", w.body.Len(), limit).with("limit_bytes", limit)
+		"The answer has %d bytes, and a NATS message at most %d: ask for less, or over HTTP.", w.size, limit).with("limit_bytes", limit)
 	small := &answer{status: p.status, header: w.header}
 	_ = jsonFormat.Marshal(&small.body, p.envelope(w.header.Get("X-Request-ID")))
 	return small

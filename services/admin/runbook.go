@@ -19,6 +19,7 @@ type runBook struct {
 
 	mu      sync.RWMutex
 	live    bool
+	seen    store.Revision                  // the newest that has come
 	byIndex map[string]map[string]store.Run // by id; index "": media of several
 	indexOf map[string]string               // of each run in it
 }
@@ -54,7 +55,15 @@ func (b *runBook) setLive(live bool) {
 	defer b.mu.Unlock()
 	if b.live = live; !live {
 		b.forget()
+		b.seen = 0
 	}
+}
+
+// knows reports whether what of answers has come as far as a revision of the records.
+func (b *runBook) knows(rev store.Revision) bool {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.live && b.seen >= rev
 }
 
 // wanted reports whether somebody asked for a run, rather than that it followed an import.
@@ -63,6 +72,7 @@ func wanted(r store.Run) bool { return r.ID != event.RunOfJob(r.Job) }
 func (b *runBook) apply(c store.Change[store.Run]) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.seen = max(b.seen, c.Revision)
 	if old, ok := b.indexOf[c.Key]; ok {
 		delete(b.byIndex[old], c.Key)
 		delete(b.indexOf, c.Key)

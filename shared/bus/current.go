@@ -1,7 +1,9 @@
 package bus
 
 import (
+	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -104,7 +106,17 @@ func (b *Bus) newest(ctx context.Context, stream, filter string) (uint64, error)
 // lastOfLeader returns the last message whose subject matches filter as the leader of the stream has it; its sequence is
 // 0 when there is none. While the stream has no leader it asks again.
 func (b *Bus) lastOfLeader(ctx context.Context, stream, filter string) (Stored, error) {
-	body, err := json.Marshal(map[string]string{"last_by_subj": filter})
+	return b.ofLeader(ctx, stream, map[string]any{"last_by_subj": filter})
+}
+
+// Next returns the first message, from sequence from on, whose subject matches filter, of a stream given by the broker's
+// name and as its leader has it; its sequence is 0 when there is none.
+func (b *Bus) Next(ctx context.Context, stream, filter string, from uint64) (Stored, error) {
+	return b.ofLeader(ctx, stream, map[string]any{"next_by_subj": filter, "seq": max(from, 1)})
+}
+
+func (b *Bus) ofLeader(ctx context.Context, stream string, q map[string]any) (Stored, error) {
+	body, err := json.Marshal(q)
 	if err != nil {
 		return Stored{}, err
 	}
@@ -132,24 +144,38 @@ func (b *Bus) askLeader(ctx context.Context, stream string, body []byte) (Stored
 	if err != nil {
 		return Stored{}, err
 	}
+	head, data, tail := cutData(m.Data)
 	var said struct {
 		Error   *jetstream.APIError
 		Message struct {
 			Subject string
 			Seq     uint64
 			Time    time.Time
-			Data    []byte
 		}
 	}
-	switch err := json.Unmarshal(m.Data, &said); {
+	switch err := json.Unmarshal(append(head, tail...), &said); {
 	case err != nil:
 		return Stored{}, err
 	case said.Error == nil:
-		return Stored{Subject: said.Message.Subject, Sequence: said.Message.Seq, Time: said.Message.Time, Data: said.Message.Data}, nil
+		raw := make([]byte, base64.StdEncoding.DecodedLen(len(data)))
+		n, err := base64.StdEncoding.Decode(raw, data)
+		return Stored{Subject: said.Message.Subject, Sequence: said.Message.Seq, Time: said.Message.Time, Data: raw[:n]}, err
 	case said.Error.ErrorCode == codeNoMessage:
 		return Stored{}, nil
 	case said.Error.Code == 503:
 		return Stored{}, fmt.Errorf("%w: %w", errNoLeader, said.Error)
 	}
 	return Stored{}, said.Error
+}
+
+// cutData takes the data of a message out of the answer with it, which encoding/json would look at three times. head is of
+// its own.
+func cutData(answer []byte) (head, data, tail []byte) {
+	const name = `"data":"` // never part of a string, where quotes have a backslash
+	head, rest, ok := bytes.Cut(answer, []byte(name))
+	end := bytes.IndexByte(rest, '"')
+	if !ok || end < 0 {
+		return bytes.Clone(answer), nil, nil
+	}
+	return append(bytes.Clone(head), name...), rest[:end], rest[end:]
 }

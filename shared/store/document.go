@@ -10,6 +10,8 @@ import (
 	"io"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"millrace/shared/bus"
 )
 
 // chunkSize is what a document is cut into. The client lets 4,000 chunks be on their way when the broker is slower than
@@ -55,7 +57,8 @@ type Document struct {
 	Name string
 	Size int64 // bytes
 
-	stream  jetstream.Stream
+	bus     *bus.Bus
+	stream  string // the broker's name of it
 	subject string // of the chunks
 	digest  string
 }
@@ -71,7 +74,7 @@ func (d *Documents) Find(ctx context.Context, name string) (Document, error) {
 	}
 	return Document{
 		Name: name, Size: int64(info.Size),
-		stream: d.stream, subject: "$O." + d.bucket + ".C." + info.NUID, digest: info.Digest,
+		bus: d.bus, stream: d.stream, subject: "$O." + d.bucket + ".C." + info.NUID, digest: info.Digest,
 	}, nil
 }
 
@@ -117,14 +120,11 @@ func (r *documentReader) Read(p []byte) (int, error) {
 var errReplaced = errors.New("the document was replaced while it was being read")
 
 func (r *documentReader) fetch() error {
-	m, err := r.doc.stream.GetMsg(r.ctx, r.next, jetstream.WithGetMsgSubject(r.doc.subject))
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return errReplaced
-	}
+	m, err := r.doc.bus.Next(r.ctx, r.doc.stream, r.doc.subject, r.next)
 	if err != nil {
 		return err
 	}
-	if int64(len(m.Data)) > r.left || len(m.Data) == 0 {
+	if int64(len(m.Data)) > r.left || len(m.Data) == 0 { // or there is no more
 		return errReplaced
 	}
 	r.sum.Write(m.Data)

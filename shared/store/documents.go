@@ -2,6 +2,7 @@ package store
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,7 +19,8 @@ import (
 // Documents holds what is too big for a record, as JSON Lines.
 type Documents struct {
 	objects jetstream.ObjectStore
-	stream  jetstream.Stream // behind objects
+	bus     *bus.Bus
+	stream  string // behind objects
 	bucket  string
 }
 
@@ -28,14 +30,10 @@ func OpenDocuments(ctx context.Context, b *bus.Bus) (*Documents, error) {
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
 		err = topology.ErrMissing
 	}
-	var stream jetstream.Stream
-	if err == nil {
-		stream, err = b.JetStream().Stream(ctx, "OBJ_"+b.Bucket(topology.Documents))
-	}
 	if err != nil {
 		return nil, fmt.Errorf("open object store %s: %w", topology.Documents, err)
 	}
-	return &Documents{objects: o, stream: stream, bucket: b.Bucket(topology.Documents)}, nil
+	return &Documents{objects: o, bus: b, stream: "OBJ_" + b.Bucket(topology.Documents), bucket: b.Bucket(topology.Documents)}, nil
 }
 
 // WriteLines stores a line for each value under name, replacing what was there. Lines are made while they are stored,
@@ -68,6 +66,32 @@ func ReadLines[T any](ctx context.Context, d *Documents, name string) iter.Seq2[
 	return func(yield func(T, error) bool) {
 		for line, err := range ReadLinesFrom[T](ctx, d, name, 0) {
 			if !yield(line.Value, err) {
+				return
+			}
+		}
+	}
+}
+
+// Lines yields the lines of a document as they are, without their ends. The bytes are good until the next one.
+func (doc Document) Lines(ctx context.Context) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		in := bufio.NewReaderSize(doc.Reader(ctx), chunkSize)
+		var long []byte // a line that is longer than the buffer
+		for {
+			line, err := in.ReadSlice('\n')
+			if errors.Is(err, bufio.ErrBufferFull) {
+				long = append(long, line...)
+				continue
+			}
+			if len(long) > 0 {
+				long = append(long, line...)
+				line, long = long, nil
+			}
+			if err != nil && !errors.Is(err, io.EOF) {
+				yield(nil, err)
+				return
+			}
+			if line = bytes.TrimSuffix(line, []byte{'\n'}); len(line) > 0 && !yield(line, nil) || err != nil {
 				return
 			}
 		}
