@@ -528,7 +528,8 @@ func (w *work) failed(ctx context.Context, err error) error {
 	}
 	o := w.outcome(w.ledgerEntry(event.MediumFailed, f.reason, f.message))
 	o.file.State, o.file.Error = event.Failed, f.message
-	if f.reason == reasonUnreadable || f.reason == string(bucket.ClassArchived) { // a person can do something about these
+	switch f.reason {
+	case reasonUnreadable, string(bucket.ClassUnreadable), string(bucket.ClassArchived): // a person can do something about these
 		o.file.Error = f.reason + ": " + f.message
 	}
 	o.medium.Attempts = w.ans.rounds + 1
