@@ -33,8 +33,8 @@ connector
 test
 	success bool
 	error_message str?
-	steps []step
-step
+	steps []tried
+tried
 	what,found str
 	ok bool
 announcements
