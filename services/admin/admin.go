@@ -185,6 +185,7 @@ type Admin struct {
 	keys        *keyring
 	webhooks    *webhooks
 	push        *pushVerifier // nil: pushes need an API key
+	sns         *snsVerifier
 	limiter     *limiter
 	operator    string // what the operator presents; "": there is no door for one
 	answers     *answers
@@ -225,6 +226,7 @@ func New(cfg Config, env service.Env, deps Deps) (*Admin, error) {
 		links:   newLinkSigner(deps.LinkKey),
 		feeds:   newFeeds(),
 		limiter: newLimiter(cfg.Limits),
+		sns:     newSNSVerifier(),
 		answers: &answers{
 			sealer: deps.Sealer, process: cmp.Or(env.Instance, event.NewID("proc")), underWay: make(map[string]chan struct{}),
 		},

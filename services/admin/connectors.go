@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -89,8 +90,16 @@ type newDirConnector struct {
 }
 
 type connectorTest struct {
-	Success      bool    `json:"success"`
-	ErrorMessage *string `json:"error_message" doc:"what failed, and what to do about it"`
+	Success      bool       `json:"success"`
+	ErrorMessage *string    `json:"error_message" doc:"what failed, and what to do about it"`
+	Steps        []testStep `json:"steps" nullable:"false" doc:"what was tried, in order, up to the first step that failed"`
+}
+
+// testStep is one thing that a connector test tries.
+type testStep struct {
+	What  string `json:"what" doc:"what was tried, and with what"`
+	OK    bool   `json:"ok"`
+	Found string `json:"found" doc:"what came of it: an object, or why there is none, or what went wrong and what to do about it"`
 }
 
 type browseConnector struct {
@@ -218,7 +227,8 @@ func (a *Admin) testConnector(ctx context.Context, in *connectorPath) (*body[con
 	if err != nil {
 		return nil, err
 	}
-	failure := a.try(ctx, c)
+	steps := a.try(ctx, c)
+	failure := failureOf(steps)
 	now := time.Now().UTC()
 	_, _, err = a.connectors.Modify(ctx, c.ID, func(c *store.Connector) error {
 		if c.ID == "" {
@@ -238,39 +248,70 @@ func (a *Admin) testConnector(ctx context.Context, in *connectorPath) (*body[con
 	if err != nil {
 		return nil, err
 	}
-	return &body[connectorTest]{connectorTest{Success: failure == "", ErrorMessage: orNull(failure)}}, nil
+	return &body[connectorTest]{connectorTest{Success: failure == "", ErrorMessage: orNull(failure), Steps: steps}}, nil
 }
 
-// try opens the storage afresh, lists up to one object and reads a byte of it; it returns what failed after what worked, ""
-// for nothing.
-func (a *Admin) try(ctx context.Context, c store.Connector) string {
+// try opens the storage afresh, lists up to one object and reads a byte of it; it returns what it did, up to the first step
+// that failed.
+func (a *Admin) try(ctx context.Context, c store.Connector) []testStep {
 	ctx, cancel := context.WithTimeout(ctx, testTimeout)
 	defer cancel()
+	open := testStep{What: "open the " + placeOf(c) + " with the connector's credentials"}
 	src, err := a.deps.Sources.Open(ctx, c)
 	if err != nil {
-		return remedy(c, err)
+		return []testStep{open.failed(remedy(c, err))}
 	}
 	defer func() { _ = src.Close() }()
+	list := testStep{What: "list it"}
 	var some bucket.Object
 	for o, err := range src.List(ctx, bucket.ListOptions{}) {
 		if err != nil && elsewhere(o, err) {
 			continue
 		}
 		if err != nil {
-			return remedy(c, err)
+			return []testStep{open.worked("they are well-formed"), list.failed(remedy(c, err))}
 		}
 		some = o
 		break
 	}
-	if some.Path == "" || !c.HasScope(scopeImport) {
-		return "" // nothing to read, or nobody who wants to
+	steps := []testStep{open.worked("they are well-formed"), list.worked("the first object is " + shortened(strconv.Quote(some.Path)))}
+	if some.Path == "" {
+		steps[1].Found = "it is empty, so there is nothing to read"
 	}
+	if some.Path == "" || !c.HasScope(scopeImport) { // or nobody who wants to
+		return steps
+	}
+	read := testStep{What: fmt.Sprintf("read a byte of %q", shortened(some.Path))}
 	err = readByte(ctx, src, some)
 	switch class := bucket.ClassOf(err); {
-	case err == nil, class.Permanent() && !class.Bucketwide() && class != bucket.ClassPermission: // about this object alone
-		return ""
+	case err == nil:
+		return append(steps, read.worked("it can be read"))
+	case class.Permanent() && !class.Bucketwide() && class != bucket.ClassPermission:
+		return append(steps, read.worked("this object cannot be read, which says nothing of others: "+shortened(err.Error())))
 	}
-	return fmt.Sprintf("Listing works, reading %q does not. %s", shortened(some.Path), remedy(c, err))
+	return append(steps, read.failed(remedy(c, err)))
+}
+
+func (s testStep) worked(found string) testStep {
+	s.OK, s.Found = true, found
+	return s
+}
+
+func (s testStep) failed(why string) testStep {
+	s.Found = why
+	return s
+}
+
+// failureOf is what a test comes down to in one sentence, "" if it went well.
+func failureOf(steps []testStep) string {
+	switch last := steps[len(steps)-1]; {
+	case last.OK:
+		return ""
+	case len(steps) < 3:
+		return last.Found
+	default:
+		return "Listing works, reading does not: could not " + last.What + ". " + last.Found
+	}
 }
 
 func readByte(ctx context.Context, src bucket.Source, o bucket.Object) error {
@@ -287,15 +328,20 @@ func elsewhere(o bucket.Object, err error) bool {
 	return errors.Is(err, bucket.ErrUnreadable) && strings.HasSuffix(o.Path, "/")
 }
 
-// remedy says what went wrong with a connector's storage and what to do about it.
-func remedy(c store.Connector, err error) string {
-	place := fmt.Sprintf("bucket %q", c.Bucket)
+// placeOf names what a connector leads to.
+func placeOf(c store.Connector) string {
 	switch c.Provider {
 	case "dir":
-		place = fmt.Sprintf("folder %q", c.Path)
+		return fmt.Sprintf("folder %q", c.Path)
 	case "azure":
-		place = fmt.Sprintf("container %q of the storage account %q", c.Container, c.StorageAccount)
+		return fmt.Sprintf("container %q of the storage account %q", c.Container, c.StorageAccount)
 	}
+	return fmt.Sprintf("bucket %q", c.Bucket)
+}
+
+// remedy says what went wrong with a connector's storage and what to do about it.
+func remedy(c store.Connector, err error) string {
+	place := placeOf(c)
 	say := func(format string, args ...any) string {
 		return fmt.Sprintf(format, args...) + " (" + shortened(err.Error()) + ")"
 	}
@@ -316,12 +362,14 @@ func remedy(c store.Connector, err error) string {
 		}
 		switch c.Provider {
 		case "s3":
-			return say("The credentials do not allow this in the %s: add the action that is named to the policy of the user or role.", place)
+			return say("The credentials do not allow this in the %s: add the action that is named to the policy of the user or role; "+
+				"if the bucket is another account's, its own policy has to allow it as well.", place)
 		case "azure":
 			return say("The credentials do not allow listing or reading the %s: give the service principal the role "+
 				"Storage Blob Data Reader on it, and Storage Blob Data Contributor for exports.", place)
 		}
-		return say("The credentials do not allow reading the %s: give the service account the role roles/storage.objectViewer on it.", place)
+		return say("The credentials do not allow this in the %s: give the service account the role roles/storage.objectViewer on it; "+
+			"if the bucket is in another project than %q, its owner there has to.", place, c.Project)
 	case bucket.ClassCredentials:
 		switch c.Provider {
 		case "s3":

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"maps"
+	"net/http"
 	"slices"
 	"time"
 )
@@ -11,6 +12,9 @@ const TakenFor = takenFor
 
 // StopLimits stops the clock by which requests are counted.
 func (a *Admin) StopLimits(at time.Time) { a.limiter.now = func() time.Time { return at } }
+
+// ReachSNS has SNS asked by way of t.
+func (a *Admin) ReachSNS(t http.RoundTripper) { a.sns.client.Transport = t }
 
 // Patterns are all routes, "METHOD /path".
 func (a *Admin) Patterns() []string {

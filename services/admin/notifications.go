@@ -42,7 +42,8 @@ func (a *Admin) notificationRoutes() {
 		summary: "Push a notification of a storage system",
 		about: "The body is stored as it is, and answered once it is durable; a list of events is taken apart. It is a hint: what it " +
 			"says is looked up in the storage. The key may stand in the query, as code=KEY. Where the operator configured an audience " +
-			"and a service account, an OIDC token of Pub/Sub is accepted in place of a key. Event Grid is never answered 401 or 403, " +
+			"and a service account, an OIDC token of Pub/Sub is accepted in place of a key. What SNS brings has to be signed by it, and a " +
+			"subscription that it asks about is confirmed. Event Grid is never answered 401 or 403, " +
 			"but 503, as it would drop the event.",
 	}, a.takeNotification)
 	a.router.HandleFunc("OPTIONS "+a.cfg.BasePath+path, a.allowOrigin)
@@ -60,6 +61,11 @@ func (a *Admin) takeNotification(ctx context.Context, in *pushedNotification) (*
 	events := eventsIn(data)
 	if code, err := validationCode(c, events); code != "" || err != nil {
 		return &body[pushed]{pushed{Message: "validated", ValidationResponse: code}}, err
+	}
+	if c.Provider == "s3" {
+		if done, err := a.fromSNS(ctx, events); done != "" || err != nil {
+			return &body[pushed]{pushed{Message: done}}, err
+		}
 	}
 	messages := make([]bus.Message, len(events))
 	for i, e := range events {

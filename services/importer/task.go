@@ -55,6 +55,9 @@ func (im *Importer) workOff(ctx context.Context, d *bus.Delivery) (*outcome, err
 	if d.Delivered > 1 {
 		t.FileSeq, t.Fresh = 0, false // somebody worked on it since it was planned
 	}
+	if t.Size > smallObject {
+		t.FileSeq = 0 // the same, if the broker was killed as well and has forgotten it: that may have got far
+	}
 	file, rev, err := im.fileEntry(ctx, t)
 	if err != nil {
 		return nil, err
@@ -146,7 +149,7 @@ func (w *work) do(ctx context.Context) (*outcome, error) {
 			return w.skip(event.Superseded, "version "+live.Version+" took its place"), nil
 		}
 		w.task.Object, w.task.Fresh = object(live), false // nobody waits for the newer version but this job
-		w.file.Version, w.file.Size = live.Version, live.Size
+		w.file.Version, w.file.Size, w.file.Copying = live.Version, live.Size, ""
 	}
 	return nil, fmt.Errorf("%s keeps changing: %w", w.task.Path, bucket.ErrChanged)
 }
@@ -382,7 +385,13 @@ func (w *work) bringLarge(ctx context.Context, obj bucket.Object) (*outcome, err
 
 // transfer copies an object into the library, inside the storage where that is possible.
 func (w *work) transfer(ctx context.Context, obj bucket.Object, info media.Info) (bucket.Stored, error) {
-	stored, err := w.im.library.CopyFrom(ctx, w.key(), w.source, obj, w.moved(ctx))
+	copying := &bucket.Copying{Mark: w.file.Copying}
+	moved := w.moved(ctx)
+	copying.Moved = func(n int64) {
+		w.file.Copying = copying.Mark
+		moved(n)
+	}
+	stored, err := w.im.library.CopyFrom(ctx, w.key(), w.source, obj, copying)
 	if !errors.Is(err, errors.ErrUnsupported) {
 		return stored, err
 	}
@@ -405,17 +414,18 @@ func (w *work) open(ctx context.Context, obj bucket.Object) bucket.Reading {
 // showEvery is how often a transfer shows how far it is.
 const showEvery = time.Second
 
-// moved returns a function that counts bytes and shows progress of a transfer that takes long.
+// moved returns a function that counts bytes and shows progress of a transfer that takes long. Where a copy inside the storage
+// is, is shown each time, for the next attempt to go on from there.
 func (w *work) moved(ctx context.Context) func(n int64) {
 	var total int64
-	last := time.Now()
+	last, shown := time.Now(), w.file.Copying
 	return func(n int64) {
 		total += n
 		w.im.metrics.bytes.Add(float64(n))
-		if time.Since(last) < showEvery {
+		if w.file.Copying == shown && time.Since(last) < showEvery {
 			return
 		}
-		last = time.Now()
+		last, shown = time.Now(), w.file.Copying
 		f := w.file
 		f.State, f.Bytes = event.Importing, total
 		w.show(ctx, f)
@@ -520,7 +530,7 @@ func (w *work) ledgerEntry(state event.MediumState, reason, detail string) *even
 
 func (w *work) outcome(m *event.Medium) *outcome {
 	f := w.file
-	f.EndedAt = time.Now().UTC()
+	f.EndedAt, f.Copying = time.Now().UTC(), ""
 	f.Attempts++
 	return &outcome{d: w.d, file: f, fileRev: w.fileRev, medium: m, revision: w.ans.revision}
 }
@@ -551,7 +561,8 @@ func (w *work) failed(ctx context.Context, err error) (*outcome, error) {
 	}
 	o := w.outcome(w.ledgerEntry(event.MediumFailed, f.reason, f.message))
 	o.file.State, o.file.Error = event.Failed, f.message
-	if f.reason == reasonUnreadable || f.reason == string(bucket.ClassArchived) { // a person can do something about these
+	switch f.reason {
+	case reasonUnreadable, string(bucket.ClassUnreadable), string(bucket.ClassArchived): // a person can do something about these
 		o.file.Error = f.reason + ": " + f.message
 	}
 	o.medium.Attempts = w.ans.rounds + 1

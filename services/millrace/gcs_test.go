@@ -202,3 +202,42 @@ func gcsConnector(t *testing.T, app *millrace.App, fields map[string]string, key
 	}
 	return made.ID
 }
+
+// A copy inside the storage that takes several requests goes on after a kill -9 where it was.
+func TestCopyGoesOnAfterAKill(t *testing.T) {
+	t.Parallel()
+	storage := gcstest.Start(t, "drops", "shelf")
+	storage.Rewrites = 4
+	up := startUp(t, "--library", "gs://shelf/media", "--library-endpoint", storage.URL)
+	p := &pipeline{t: t, api: up.api, exists: map[string][]byte{}}
+	must(t, p.api.PostForm(t.Context(), "/connectors/gcs", map[string][]string{
+		"name": {"Drops"}, "bucket": {"drops"}, "gcp_project_id": {"p"}, "endpoint_url": {storage.URL}, "import_mode": {"new_only"},
+	}, "credentials_file", gcstest.Start(t).Credentials(t), &struct {
+		ID *string `json:"connector_id"`
+	}{&p.connector}))
+	p.index = p.create("/indexes", "index_id", obj{"name": "Main"})
+	storage.Put("drops", "large.png", append(slices.Clip(sample(t, "photo.png")), make([]byte, 2<<20)...))
+
+	third := func(r *http.Request) bool {
+		return gcstest.Rewrites(r) && r.URL.Query().Get("rewriteToken") == "token-2"
+	}
+	storage.Inject(-1, third, gcstest.Stalled)
+	j := client.Job{ID: p.create("/import-jobs", "job_id", obj{"connector_id": p.connector, "index_id": p.index})}
+	eventually(t, "two of four requests", func() error {
+		if n := storage.Requests(third); n == 0 {
+			return fmt.Errorf("%d so far", storage.Requests(gcstest.Rewrites))
+		}
+		return nil
+	})
+	up.kill()
+	storage.Heal()
+	up.start()
+	up.waitReady(up.url)
+	j = p.follow(j.ID, 2*patience)
+	if got := p.outcomes(j); got["large.png"] != "imported" {
+		t.Errorf("%v", got)
+	}
+	if n := storage.Requests(gcstest.Begun); n != 1 {
+		t.Errorf("begun %d times", n)
+	}
+}

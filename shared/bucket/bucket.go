@@ -103,9 +103,8 @@ type Library interface {
 	// happened, and the caller opens the source and Puts. For the rest it behaves as Put with the object's own size
 	// and checksum, and as Open where the version is gone. Stored.SHA256 may be empty.
 	//
-	// moved is called with the number of bytes that moved since it was last called, from one goroutine at a time; it
-	// may be nil.
-	CopyFrom(ctx context.Context, key string, src Source, obj Object, moved func(n int64)) (Stored, error)
+	// How far it is it tells in progress, which may be nil.
+	CopyFrom(ctx context.Context, key string, src Source, obj Object, progress *Copying) (Stored, error)
 
 	// Sync makes durable what Put, CopyFrom and Delete did under these keys before it was called; with no keys,
 	// everything. Only then may it be recorded. One call for many keys costs little more than for one, and concurrent
@@ -132,6 +131,24 @@ type Library interface {
 
 	// Close releases what the driver holds. Nothing else may be running.
 	Close() error
+}
+
+// Copying is how far a CopyFrom is.
+type Copying struct {
+	// Mark is where the storage is, if it could go on from there. A CopyFrom of the same arguments that is given what
+	// another one left here, in whichever process, does go on; if the storage has forgotten it, from the start.
+	Mark string
+	// Moved is called with the number of bytes that moved since it was last called, and Mark set, from one goroutine at a
+	// time. It may be nil.
+	Moved func(n int64)
+}
+
+// Report returns Moved, or what does nothing.
+func (c *Copying) Report() func(n int64) {
+	if c == nil || c.Moved == nil {
+		return func(int64) {}
+	}
+	return c.Moved
 }
 
 // Want is what Put's bytes must turn out to be.

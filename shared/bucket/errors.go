@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"strings"
 	"time"
 )
@@ -78,6 +79,16 @@ func RetryAfter(err error) time.Duration {
 		return t.RetryAfter
 	}
 	return 0
+}
+
+// ClockOff says so if the clock of this machine is further from that of a server than most, going by the headers of an
+// answer: what was signed by it then looks like a forgery.
+func ClockOff(answer http.Header, most time.Duration) string {
+	theirs, err := http.ParseTime(answer.Get("Date"))
+	if off := time.Since(theirs).Round(time.Minute); err == nil && off.Abs() > most {
+		return fmt.Sprintf("the clock of this machine is %s off: set it right", off)
+	}
+	return ""
 }
 
 // Class is what an error is about, as a word for metrics and records. The list is closed.

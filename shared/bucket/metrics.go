@@ -178,10 +178,10 @@ func (l *meteredLibrary) Put(ctx context.Context, key string, r io.Reader, want 
 }
 
 func (l *meteredLibrary) CopyFrom(
-	ctx context.Context, key string, src Source, obj Object, moved func(int64),
+	ctx context.Context, key string, src Source, obj Object, progress *Copying,
 ) (Stored, error) {
 	start := time.Now()
-	stored, err := l.Library.CopyFrom(ctx, key, src, obj, moved)
+	stored, err := l.Library.CopyFrom(ctx, key, src, obj, progress)
 	l.m.observe("library", "copy", start, err)
 	l.m.bytes.WithLabelValues("library", "copy").Add(float64(stored.Size))
 	return stored, err

@@ -195,6 +195,7 @@ type File struct {
 	MediaType string     `json:"media_type,omitempty"`
 	Seconds   float64    `json:"duration_seconds,omitempty"`
 	Bytes     int64      `json:"bytes_transferred,omitempty"`
+	Copying   string     `json:"copying,omitempty"` // where a copy inside the storage is; see bucket.Copying
 	Attempts  int        `json:"attempts,omitempty"`
 	StartedAt time.Time  `json:"started_at,omitzero"`
 	EndedAt   time.Time  `json:"ended_at,omitzero"`

@@ -33,6 +33,10 @@ connector
 test
 	success bool
 	error_message str?
+	steps []tried
+tried
+	what,found str
+	ok bool
 announcements
 	subscription str?
 	done bool

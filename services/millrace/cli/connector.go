@@ -186,13 +186,17 @@ func (c *connectorTest) Run(ctx context.Context) error {
 		return err
 	}
 	var said struct {
-		Success bool    `json:"success"`
-		Error   *string `json:"error_message"`
+		Success bool            `json:"success"`
+		Error   *string         `json:"error_message"`
+		Steps   json.RawMessage `json:"steps"`
 	}
 	if err := json.Unmarshal(raw, &said); err != nil {
 		return err
 	}
-	if err := c.show(raw, []column{{"SUCCESS", "success"}, {"ERROR", "error_message"}}, nil); err != nil {
+	if c.Output != "json" {
+		raw = said.Steps
+	}
+	if err := c.show(raw, []column{{"TRIED", "what"}, {"OK", "ok"}, {"FOUND", "found"}}, nil); err != nil {
 		return err
 	}
 	if !said.Success && said.Error != nil {

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"millrace/services/millrace/client"
 )
@@ -120,8 +121,7 @@ func text(v any) string {
 		if at, err := time.Parse(time.RFC3339, v); err == nil {
 			return at.Local().Format("2006-01-02 15:04:05")
 		}
-		// A tab or a line break in a name must not break the table.
-		return strings.NewReplacer("\t", " ", "\n", " ", "\r", " ").Replace(v)
+		return printable(v)
 	case float64:
 		return strconv.FormatFloat(v, 'f', -1, 64)
 	case bool:
@@ -138,6 +138,20 @@ func text(v any) string {
 		return "?"
 	}
 	return string(raw)
+}
+
+// printable shows what a name can have and a terminal would obey, or not show, by its escape: a name must neither break a
+// table, nor pass for another, nor write a title.
+func printable(s string) string {
+	var b strings.Builder
+	for _, r := range s {
+		if unicode.IsPrint(r) {
+			b.WriteRune(r)
+		} else {
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+	}
+	return b.String()
 }
 
 // post sends a command about one thing and shows the answer.

@@ -22,7 +22,8 @@ func TestPrintTable(t *testing.T) {
 	columns := []column{{"JOB", "job_id"}, {"FILES", "progress.total_files"}, {"OK", "ok"}, {"LIST", "list"}, {"GONE", "no.such.member"}}
 	for _, c := range []struct{ raw, want string }{
 		{`[]`, "JOB  FILES  OK  LIST  GONE\n"},
-		{`{"job_id":"a\tb\nc","progress":{"total_files":1000000},"ok":true,"list":["x","y"]}`, "JOB    FILES    OK   LIST  GONE\na b c  1000000  yes  x,y   -\n"},
+		{`{"job_id":"a\tb\nc","progress":{"total_files":1000000},"ok":true,"list":["x","y"]}`, "JOB      FILES    OK   LIST  GONE\na\\tb\\nc  1000000  yes  x,y   -\n"},
+		{`{"job_id":"\u001b]0;x\u0007\u202egpj é 日本","ok":true}`, "JOB                       FILES  OK   LIST  GONE\n\\x1b]0;x\\a\\u202egpj é 日本  -      yes  -     -\n"},
 		{`[{"job_id":"","progress":{"total_files":3},"ok":false},{"job_id":null}]`, "JOB  FILES  OK  LIST  GONE\n-    3      no  -     -\n-    -      -   -     -\n"},
 	} {
 		var b strings.Builder

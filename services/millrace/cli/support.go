@@ -55,7 +55,7 @@ func tellStory(w io.Writer, raw json.RawMessage) error {
 	if err := json.Unmarshal(raw, &story); err != nil {
 		return fmt.Errorf("decode answer: %w", err)
 	}
-	fmt.Fprintf(w, "%s\n", story.Verdict)
+	fmt.Fprintf(w, "%s\n", printable(story.Verdict))
 	if len(story.Automations) > 0 {
 		fmt.Fprintln(w)
 	}
@@ -64,16 +64,16 @@ func tellStory(w io.Writer, raw json.RawMessage) error {
 		if a.Matches {
 			wants = "wants it"
 		}
-		fmt.Fprintf(w, "  %s %s: %s\n", a.Index, wants, a.Reason)
+		fmt.Fprintf(w, "  %s %s: %s\n", a.Index, wants, printable(a.Reason))
 	}
 	if len(story.Steps) > 0 {
 		fmt.Fprintln(w)
 	}
 	for _, s := range story.Steps {
-		fmt.Fprintf(w, "  %s  %-12s  %s\n", s.At.Local().Format("2006-01-02 15:04:05"), s.Step, s.Text)
+		fmt.Fprintf(w, "  %s  %-12s  %s\n", s.At.Local().Format("2006-01-02 15:04:05"), s.Step, printable(s.Text))
 	}
 	if story.StorageError != nil {
-		fmt.Fprintf(w, "\nThe storage could not be asked: %s\n", *story.StorageError)
+		fmt.Fprintf(w, "\nThe storage could not be asked: %s\n", printable(*story.StorageError))
 	}
 	if story.SearchedSince != nil {
 		fmt.Fprintf(w, "\nNotifications before %s were not looked at; there are too many.\n", story.SearchedSince.Local().Format("2006-01-02 15:04:05"))

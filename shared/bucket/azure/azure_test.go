@@ -389,7 +389,7 @@ func TestCopyFrom(t *testing.T) {
 		src := source(t, from, azure.Config{Container: "cams"})
 		for path, body := range map[string][]byte{"large": large, "small": small} {
 			moved := int64(0)
-			stored, err := lib.CopyFrom(t.Context(), "aa/bb", src, stat(t, src, path), func(n int64) { moved += n })
+			stored, err := lib.CopyFrom(t.Context(), "aa/bb", src, stat(t, src, path), &bucket.Copying{Moved: func(n int64) { moved += n }})
 			if err != nil || stored.Size != int64(len(body)) || moved != stored.Size {
 				t.Errorf("%s %s: %+v, %d moved, %v", path, name, stored, moved, err)
 			}

@@ -25,7 +25,7 @@ var (
 // itself, with the source's credentials. What is copied has a checksum only if Azure knew one, so Stored.CRC32C is empty;
 // an object that comes with a CRC32C is therefore left to the caller, who can hold the bytes against it.
 func (l *Library) CopyFrom(
-	ctx context.Context, key string, src bucket.Source, obj bucket.Object, moved func(int64),
+	ctx context.Context, key string, src bucket.Source, obj bucket.Object, progress *bucket.Copying,
 ) (bucket.Stored, error) {
 	if err := bucket.CheckKey(key); err != nil {
 		return bucket.Stored{}, fmt.Errorf("copy: %w", err)
@@ -37,10 +37,7 @@ func (l *Library) CopyFrom(
 	if obj.CRC32C != "" {
 		return bucket.Stored{}, fmt.Errorf("copy %q: Azure does not hold it against a CRC32C: %w", obj.Path, errors.ErrUnsupported)
 	}
-	if moved == nil {
-		moved = func(int64) {}
-	}
-	err := l.copy(ctx, key, from.client, obj, moved)
+	err := l.copy(ctx, key, from.client, obj, progress.Report())
 	if errors.Is(err, bucket.ErrPermission) {
 		// The library's storage is not let in there. The caller may still be, and can carry the bytes over.
 		err = fmt.Errorf("%w: %v", errors.ErrUnsupported, err) //nolint:errorlint // no longer one of permission

@@ -138,8 +138,8 @@ func newAnswerError(answer *azcore.ResponseError) error {
 	if e.says, e.hint = said.says, said.hint; !known {
 		e.says = meaningOf(answer.StatusCode)
 	}
-	if errors.Is(e.says, bucket.ErrCredentials) {
-		e.hint = cmp.Or(skew(answer.RawResponse), e.hint)
+	if res := answer.RawResponse; res != nil && errors.Is(e.says, bucket.ErrCredentials) {
+		e.hint = cmp.Or(bucket.ClockOff(res.Header, maxSkew), e.hint)
 	}
 	if wait := retryAfter(answer.RawResponse); wait > 0 && (errors.Is(e.says, bucket.ErrThrottled) || errors.Is(e.says, bucket.ErrUnavailable)) {
 		return &bucket.ThrottledError{RetryAfter: wait, Err: e}
@@ -173,18 +173,6 @@ func meaningOf(status int) error {
 
 // maxSkew is how far off a clock may be before Azure refuses what it signed: 15 minutes, less a margin.
 const maxSkew = 14 * time.Minute
-
-// skew says so if it is the clock of this machine that made a signature look expired.
-func skew(res *http.Response) string {
-	if res == nil {
-		return ""
-	}
-	theirs, err := http.ParseTime(res.Header.Get("Date"))
-	if off := time.Since(theirs).Round(time.Minute); err == nil && off.Abs() > maxSkew {
-		return fmt.Sprintf("the clock of this machine is %s off: set it right", off)
-	}
-	return ""
-}
 
 // retryAfter is what the server said about when to come back.
 func retryAfter(res *http.Response) time.Duration {

@@ -334,7 +334,7 @@ func testCopyFrom(t *testing.T, f Fixture, has Features) {
 		f.Write(t, "obj", body)
 		obj := stat(t, f.Source, "obj")
 		var total int64
-		got, err := lib.CopyFrom(t.Context(), "aa/bb", f.Source, obj, func(n int64) { total += n })
+		got, err := lib.CopyFrom(t.Context(), "aa/bb", f.Source, obj, &bucket.Copying{Moved: func(n int64) { total += n }})
 		if !has.Copies {
 			wantErr(t, "CopyFrom", err, errors.ErrUnsupported)
 			wantKeys(t, lib)

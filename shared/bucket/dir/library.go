@@ -107,7 +107,7 @@ func (l *Library) direct(f *os.File, size int64) *directWriter {
 // and Btrfs: no bytes are written. Elsewhere the kernel could copy as well, but since the bytes have to be read back for
 // their checksum that measured slower than Put. The checksum is of the bytes as the library has them.
 func (l *Library) CopyFrom(
-	ctx context.Context, key string, src bucket.Source, obj bucket.Object, moved func(int64),
+	ctx context.Context, key string, src bucket.Source, obj bucket.Object, progress *bucket.Copying,
 ) (bucket.Stored, error) {
 	from, ok := bucket.As[*Source](src)
 	if !ok {
@@ -132,10 +132,7 @@ func (l *Library) CopyFrom(
 		}
 		buf := buffers.Get().(*[bufSize]byte)
 		defer buffers.Put(buf)
-		r := io.Reader(f)
-		if moved != nil {
-			r = movedReader{f, moved}
-		}
+		r := movedReader{f, progress.Report()}
 		return hash.Copy(ctx, io.Discard, r, buf[:], obj.Want())
 	})
 	if errors.Is(err, errors.ErrUnsupported) {

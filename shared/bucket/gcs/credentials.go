@@ -130,6 +130,9 @@ func (t *authorized) CloseIdleConnections() {
 	}
 }
 
+// maxSkew is how far off a clock may be before Google refuses what was signed by it: some minutes, less a margin.
+const maxSkew = 4 * time.Minute
+
 // tokenError says in the bucket's words why there is no token.
 func tokenError(err error) error {
 	var refused *auth.Error
@@ -140,6 +143,9 @@ func tokenError(err error) error {
 	says := bucket.ErrCredentials
 	if status == http.StatusRequestTimeout || status == http.StatusTooManyRequests || status >= 500 {
 		says = bucket.ErrUnavailable
+	}
+	if off := bucket.ClockOff(refused.Response.Header, maxSkew); off != "" && says == bucket.ErrCredentials { //nolint:errorlint // it is set above
+		return fmt.Errorf("get token: %w: %s", says, off)
 	}
 	// The body stays out of it: the address the answer came from was written by whoever wrote the key.
 	return fmt.Errorf("get token: %w: %d %s", says, status, http.StatusText(status))

@@ -23,10 +23,19 @@ func wrap(ctx context.Context, op, path string, err error) error {
 		return nil
 	}
 	err = translate(err)
+	if right := rights[op]; right != "" && errors.Is(err, bucket.ErrPermission) {
+		err = fmt.Errorf("%w: the permission %s is needed", err, right)
+	}
 	if ended := ctx.Err(); ended != nil && !errors.Is(err, ended) {
 		err = fmt.Errorf("%w: %w", ended, err)
 	}
 	return fmt.Errorf("%s %q: %w", op, path, err)
+}
+
+// rights are what operations need. Google's own words say it too, but for where bytes are asked for.
+var rights = map[string]string{
+	"list": "storage.objects.list", "stat": "storage.objects.get", "open": "storage.objects.get", "read": "storage.objects.get",
+	"upload": "storage.objects.create", "write": "storage.objects.create", "delete": "storage.objects.delete",
 }
 
 // wrap is wrap for what is asked about one object.
@@ -130,6 +139,8 @@ func meaning(answer *googleapi.Error) error {
 		return retryAfter(answer, bucket.ErrThrottled)
 	case code == http.StatusForbidden:
 		return bucket.ErrPermission
+	case code == http.StatusBadRequest && strings.Contains(strings.ToLower(answer.Message), "requester pays"):
+		return fmt.Errorf("%w: the requester pays, so the connector has to name the project that does, as user_project", bucket.ErrPermission)
 	case code == http.StatusNotFound:
 		return bucket.ErrNotExist
 	case code == http.StatusPreconditionFailed:

@@ -280,7 +280,7 @@ func decodeCRC32C(s string) (uint32, bool) {
 // CopyFrom implements bucket.Library for a Source at the same endpoint that the library's credentials can read too; the
 // source's own do not count.
 func (l *Library) CopyFrom(
-	ctx context.Context, key string, src bucket.Source, obj bucket.Object, moved func(int64),
+	ctx context.Context, key string, src bucket.Source, obj bucket.Object, progress *bucket.Copying,
 ) (bucket.Stored, error) {
 	if err := bucket.CheckKey(key); err != nil {
 		return bucket.Stored{}, fmt.Errorf("copy: %w", err)
@@ -289,10 +289,14 @@ func (l *Library) CopyFrom(
 	if !ok || from.client.endpoint != l.client.endpoint {
 		return bucket.Stored{}, fmt.Errorf("copy %q: source is not in the same storage: %w", obj.Path, errors.ErrUnsupported)
 	}
-	if moved == nil {
-		moved = func(int64) {}
+	if progress == nil {
+		progress = new(bucket.Copying)
 	}
-	copied, err := l.copy(ctx, key, from, obj, moved)
+	copied, err := l.copy(ctx, key, from, obj, progress)
+	if forgotten(err) && progress.Mark != "" {
+		progress.Mark = ""
+		copied, err = l.copy(ctx, key, from, obj, progress)
+	}
 	if errors.Is(err, bucket.ErrPermission) {
 		// The one account may not read there, or the buckets are walled off from each other. The caller has both
 		// accounts, and can still carry the bytes over.
@@ -305,7 +309,7 @@ func (l *Library) CopyFrom(
 }
 
 func (l *Library) copy(
-	ctx context.Context, key string, from *Source, obj bucket.Object, moved func(int64),
+	ctx context.Context, key string, from *Source, obj bucket.Object, progress *bucket.Copying,
 ) (bucket.Object, error) {
 	origin := l.client.to(from.client)
 	want, generation, err := origin.pinned(ctx, obj)
@@ -319,14 +323,18 @@ func (l *Library) copy(
 	copier := target.CopierFrom(origin.object(obj.Path, generation))
 	// Naming one attribute leaves the others behind, among them an encoding: the library's objects are just bytes.
 	copier.ContentType = cmp.Or(obj.ContentType, "application/octet-stream")
-	reported := int64(0)
+	copier.RewriteToken = progress.Mark
+	moved, reported := progress.Report(), int64(0)
 	report := func(total int64) {
 		if n := min(total, want.Size) - reported; n > 0 {
 			reported += n
 			moved(n)
 		}
 	}
-	copier.ProgressFunc = func(done, _ uint64) { report(int64(done)) }
+	copier.ProgressFunc = func(done, _ uint64) {
+		progress.Mark = copier.RewriteToken
+		report(int64(done))
+	}
 	attrs, err := copier.Run(ctx)
 	switch {
 	case statusOf(err) == http.StatusPreconditionFailed:
@@ -348,6 +356,13 @@ func (l *Library) copy(
 	}
 	report(want.Size)
 	return newObject(attrs), nil
+}
+
+// forgotten reports whether a copy may have failed because the storage no longer knows how far it was: after a week, or when
+// something else was put there.
+func forgotten(err error) bool {
+	var says *answerError
+	return errors.As(err, &says) && (says.answer.Code == http.StatusBadRequest || says.answer.Code == http.StatusGone)
 }
 
 // to returns another bucket as the credentials of this one see it.

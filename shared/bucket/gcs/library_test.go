@@ -2,6 +2,7 @@ package gcs_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"net/http"
@@ -176,7 +177,7 @@ func TestCopyFromRaces(t *testing.T) {
 	obj := stat(t, src, "a.mp4")
 	copyFrom := func() (int64, error) {
 		moved := int64(0)
-		_, err := lib.CopyFrom(t.Context(), key, src, obj, func(n int64) { moved += n })
+		_, err := lib.CopyFrom(t.Context(), key, src, obj, &bucket.Copying{Moved: func(n int64) { moved += n }})
 		return moved, err
 	}
 
@@ -203,5 +204,39 @@ func TestCopyFromRaces(t *testing.T) {
 	}
 	if got, _, _ := s.Get("l", key); string(got) != "other" {
 		t.Errorf("the library holds %d bytes", len(got))
+	}
+}
+
+// A copy that takes several requests goes on where another process was killed, and starts again where the storage has
+// forgotten it.
+func TestCopyGoesOn(t *testing.T) {
+	s := gcstest.Start(t, "b", "l")
+	s.Rewrites = 4
+	body := data(1_000_000, 1)
+	s.Put("b", "a.mp4", body)
+	src := source(t, s, gcs.Config{Bucket: "b"})
+	obj := stat(t, src, "a.mp4")
+
+	killed, kill := context.WithCancel(t.Context())
+	first := &bucket.Copying{Moved: func(int64) { kill() }}
+	if _, err := library(t, s, gcs.Config{Bucket: "l"}).CopyFrom(killed, "aa/bb", src, obj, first); !errors.Is(err, context.Canceled) || first.Mark == "" {
+		t.Fatalf("killed at %q: %v", first.Mark, err)
+	}
+	moved := int64(0)
+	second := &bucket.Copying{Mark: first.Mark, Moved: func(n int64) { moved += n }}
+	if _, err := library(t, s, gcs.Config{Bucket: "l"}).CopyFrom(t.Context(), "aa/bb", src, obj, second); err != nil || moved != obj.Size {
+		t.Errorf("%d bytes, %v", moved, err)
+	}
+	if n, begun := s.Requests(gcstest.Rewrites), s.Requests(gcstest.Begun); n != 4 || begun != 1 {
+		t.Errorf("%d requests, %d of them from the start", n, begun)
+	}
+	s.Forget()
+	if _, err := library(t, s, gcs.Config{Bucket: "l"}).CopyFrom(t.Context(), "aa/cc", src, obj, &bucket.Copying{Mark: first.Mark}); err != nil {
+		t.Errorf("forgotten: %v", err)
+	}
+	for _, key := range []string{"aa/bb", "aa/cc"} {
+		if got, _, _ := s.Get("l", key); !bytes.Equal(got, body) {
+			t.Errorf("%s has %d bytes", key, len(got))
+		}
 	}
 }

@@ -201,7 +201,7 @@ func (l *Library) takeBack(ctx context.Context, key string, err error) error {
 // CopyFrom implements bucket.Library for a Source at the same endpoint that the library's credentials can read too; the
 // source's own do not count.
 func (l *Library) CopyFrom(
-	ctx context.Context, key string, src bucket.Source, obj bucket.Object, moved func(int64),
+	ctx context.Context, key string, src bucket.Source, obj bucket.Object, progress *bucket.Copying,
 ) (bucket.Stored, error) {
 	if err := bucket.CheckKey(key); err != nil {
 		return bucket.Stored{}, fmt.Errorf("copy: %w", err)
@@ -210,10 +210,7 @@ func (l *Library) CopyFrom(
 	if !ok || from.client.endpoint != l.client.endpoint || from.client.region != l.client.region {
 		return bucket.Stored{}, fmt.Errorf("copy %q: source is not in the same storage: %w", obj.Path, errors.ErrUnsupported)
 	}
-	if moved == nil {
-		moved = func(int64) {}
-	}
-	copied, err := l.copy(ctx, key, from.client.name, obj, moved)
+	copied, err := l.copy(ctx, key, from.client.name, obj, progress.Report())
 	if class := bucket.ClassOf(err); class == bucket.ClassPermission || class == bucket.ClassUnreadable {
 		// The one account may not read there. The caller has both accounts, and can still carry the bytes over.
 		err = fmt.Errorf("%w: %v", errors.ErrUnsupported, err) //nolint:errorlint // no longer one of permission

@@ -318,7 +318,7 @@ func TestCopyInParts(t *testing.T) {
 	hash := bucket.NewHash()
 	hash.Write(body)
 	moved := int64(0)
-	stored, err := lib.CopyFrom(t.Context(), "aa/bb", src, obj, func(n int64) { moved += n })
+	stored, err := lib.CopyFrom(t.Context(), "aa/bb", src, obj, &bucket.Copying{Moved: func(n int64) { moved += n }})
 	if err != nil || obj.CRC32C != "" || stored.CRC32C != hash.CRC32C() || moved != obj.Size {
 		t.Fatalf("%+v, %d bytes moved, %v; of %+v", stored, moved, err, obj)
 	}

@@ -26,6 +26,7 @@ var (
 	Uploads  Match = func(r *http.Request) bool { return strings.HasPrefix(r.URL.Path, "/upload/") }
 	Pieces   Match = func(r *http.Request) bool { return Uploads(r) && r.URL.Query().Has("upload_id") } // after the first request
 	Rewrites Match = func(r *http.Request) bool { return strings.Contains(r.URL.Path, "/rewriteTo/") }
+	Begun    Match = func(r *http.Request) bool { return Rewrites(r) && !r.URL.Query().Has("rewriteToken") } // a copy, from the start
 	Deletes  Match = func(r *http.Request) bool { return r.Method == http.MethodDelete }
 	// NewNotifications are requests to have a bucket publish its changes.
 	NewNotifications Match = func(r *http.Request) bool {

@@ -27,6 +27,10 @@ type Server struct {
 	// Google's 1000.
 	Page int
 
+	// Rewrites is in how many requests a copy comes to its end, as those of large objects to other places do. To be set
+	// before the first request; 0: in one.
+	Rewrites int
+
 	*faulttest.Layer
 
 	http *httptest.Server
@@ -36,6 +40,7 @@ type Server struct {
 
 	mu      sync.Mutex
 	uploads map[string]*upload // by upload id
+	copies  map[string]part    // by token
 	closed  bool               // only to bearers of a token
 	revoked bool
 }
@@ -47,7 +52,7 @@ func Start(t testing.TB, buckets ...string) *Server {
 	if err != nil {
 		t.Fatalf("start storage: %v", err)
 	}
-	s := &Server{Page: 1000, fake: fake, uploads: map[string]*upload{}}
+	s := &Server{Page: 1000, fake: fake, uploads: map[string]*upload{}, copies: map[string]part{}}
 	s.Layer = faulttest.New(http.HandlerFunc(s.serve))
 	s.http = httptest.NewServer(s.Layer)
 	s.URL = s.http.URL

@@ -142,6 +142,9 @@ func (s *Server) serveWrite(w http.ResponseWriter, r *http.Request, t target) {
 			return
 		}
 	}
+	if t.from != nil && !s.rewrites(w, t, q.Get("rewriteToken")) {
+		return
+	}
 	if u := s.upload(q.Get("upload_id")); u != nil && u.answer != nil {
 		copyAnswer(w, u.answer)
 		return
@@ -172,6 +175,50 @@ func (s *Server) serveWrite(w http.ResponseWriter, r *http.Request, t target) {
 		u.answer = rec
 	}
 	copyAnswer(w, rec)
+}
+
+// part is how far a copy is.
+type part struct {
+	from, to target
+	done     int
+}
+
+// rewrites reports whether this is the last request of a copy. It has answered the others, and those whose token it does not
+// know.
+func (s *Server) rewrites(w http.ResponseWriter, t target, token string) bool {
+	p := part{from: *t.from, to: target{bucket: t.bucket, object: t.object}}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if had, ok := s.copies[token]; ok && had.from == p.from && had.to == p.to {
+		p.done = had.done
+	} else if token != "" {
+		answer(w, http.StatusBadRequest, "invalid", "Invalid rewrite token.")
+		return false
+	}
+	if p.done++; p.done >= s.Rewrites {
+		return true
+	}
+	o, err := s.fake.GetObjectStreaming(t.from.bucket, t.from.object)
+	if err != nil {
+		answer(w, http.StatusNotFound, "notFound", noSuch(*t.from))
+		return false
+	}
+	defer o.Close()
+	next := fmt.Sprintf("token-%d", len(s.copies)+1)
+	s.copies[next] = p
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(map[string]any{
+		"kind": "storage#rewriteResponse", "done": false, "rewriteToken": next,
+		"objectSize": fmt.Sprint(o.Size), "totalBytesRewritten": fmt.Sprint(o.Size * int64(p.done) / int64(s.Rewrites)),
+	})
+	return false
+}
+
+// Forget has the server know nothing of copies that are under way, as Google does after a week.
+func (s *Server) Forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.copies)
 }
 
 func copyAnswer(w http.ResponseWriter, rec *httptest.ResponseRecorder) {
