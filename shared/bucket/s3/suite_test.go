@@ -15,7 +15,7 @@ func TestSuite(t *testing.T) {
 		New: func(t *testing.T) buckettest.Fixture { return fixture(t, server) },
 		// The server keeps objects as files, and shows names in XML, which has no place for control characters.
 		Features: buckettest.Features{
-			Files: true, Checksums: true, Copies: true, BriefListing: true, PlainNames: true, MergesSlash: true, Large: 18 << 20,
+			Files: true, Checksums: true, Copies: true, BriefListing: true, PlainNames: true, MergesSlash: true, Large: 10 << 20,
 		},
 	}.Run(t)
 }
@@ -26,7 +26,7 @@ func TestSuiteOfACarelessServer(t *testing.T) {
 	server := s3test.Fake(t)
 	buckettest.Suite{
 		New:      func(t *testing.T) buckettest.Fixture { return fixture(t, server) },
-		Features: buckettest.Features{Newlines: true, BriefListing: true, Large: 18 << 20},
+		Features: buckettest.Features{Newlines: true, BriefListing: true, Large: 10 << 20},
 	}.Run(t)
 }
 
