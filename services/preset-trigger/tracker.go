@@ -214,6 +214,10 @@ func (s *session) work(ctx context.Context, changes <-chan store.Change[store.Ru
 	sweep := time.NewTicker(s.sweepInterval)
 	defer sweep.Stop()
 	for {
+		var look <-chan time.Time // nobody is woken while there is nothing to write
+		if len(s.dirty) > 0 {
+			look = tick.C
+		}
 		select {
 		case <-ctx.Done():
 			return nil
@@ -225,7 +229,7 @@ func (s *session) work(ctx context.Context, changes <-chan store.Change[store.Ru
 			if err := s.take(ctx, m, reports); err != nil {
 				return err
 			}
-		case <-tick.C:
+		case <-look:
 		case <-sweep.C:
 			s.sweep(ctx)
 		}

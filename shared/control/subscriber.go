@@ -234,6 +234,7 @@ type intake struct {
 	pulling     context.Context // ends when no more is to be fetched
 	stopPulling context.CancelFunc
 	workers     sync.WaitGroup
+	asking      sync.Mutex // one worker at a time: each that asks in vain has a heartbeat sent to it every 5 s
 
 	mu        sync.Mutex
 	stopped   bool
@@ -280,7 +281,9 @@ func (in *intake) Closed() <-chan struct{} { return in.pulling.Done() }
 
 func (in *intake) work(it jetstream.MessagesContext, callback jetstream.MessageHandler) {
 	for {
+		in.asking.Lock() // the next asks as soon as this one has something to do
 		msg, err := next(it)
+		in.asking.Unlock()
 		switch {
 		case err == nil && in.begin():
 			in.deliver(msg, callback)
