@@ -314,6 +314,10 @@ func (a *Admin) viewAutomation(ctx context.Context, at store.Automation) (*body[
 	if err != nil {
 		return nil, err
 	}
+	return a.viewAutomationWith(ctx, at, w)
+}
+
+func (a *Admin) viewAutomationWith(ctx context.Context, at store.Automation, w window.Record) (*body[importAutomation], error) {
 	v := importAutomation{
 		ID: at.ID, Index: at.Index, Enabled: at.Enabled, Paused: at.Paused, Connector: at.Connector,
 		SourcePrefix: at.Prefix, FilePattern: at.Pattern, Recursive: at.Recursive, Debounce: at.Debounce,
@@ -324,7 +328,11 @@ func (a *Admin) viewAutomation(ctx context.Context, at store.Automation) (*body[
 		v.Preset = json.RawMessage("null")
 	}
 	if o := w.Open; o != nil {
-		v.PendingSince, v.PendingFiles, v.PendingBytes = stampOrNull(o.OpenedAt), o.Count, o.Bytes
+		v.PendingSince = stampOrNull(o.OpenedAt)
+		var err error
+		if v.PendingFiles, v.PendingBytes, err = a.windows.Pending(ctx, w); err != nil {
+			return nil, err
+		}
 		if !at.Paused && !w.Held {
 			v.NextFireAt = stampOrNull(o.Deadline)
 		}

@@ -315,9 +315,7 @@ func TestAutomationEffects(t *testing.T) {
 
 	// An open window follows.
 	arrived := time.Now().UTC().Truncate(time.Millisecond)
-	at, _, err := w.automations.Get(ctx, id)
-	must(t, err)
-	must(t, w.windows.Merge(ctx, id, []window.Arrival{{Seq: 1, Stored: arrived, Size: 7}}, window.Config{Interval: at.Interval(), Rev: at.Rev}))
+	w.arrive(f.index, "cams/new.mov", arrived)
 	stampOf := func(x time.Time) string { return x.UTC().Format("2006-01-02T15:04:05.000Z") }
 	open := w.do("GET", path, nil)
 	if open.str("pending_since") != stampOf(arrived) || open.str("next_fire_at") != stampOf(arrived.Add(time.Hour)) || open.at("pending_files") != 1.0 {
@@ -349,7 +347,7 @@ func TestAutomationEffects(t *testing.T) {
 	// What it started last.
 	job := event.JobOfWindow(id, "w_1")
 	reg := register[window.Record](w, topology.Windows)
-	_, _, err = reg.Modify(ctx, id, func(r *window.Record) error { r.LastJob, r.LastClosed = job, arrived; return nil })
+	_, _, err := reg.Modify(ctx, id, func(r *window.Record) error { r.LastJob, r.LastClosed = job, arrived; return nil })
 	must(t, err)
 	if a := w.do("GET", path, nil); a.str("last_job_id") != f.job || a.str("last_run_id") != f.run || a.str("last_triggered_at") != stampOf(arrived) || a.at("last_error") != nil {
 		t.Errorf("last: %s", a.raw)

@@ -39,7 +39,7 @@ func viewWindow(r window.Record, now time.Time) *openWindow {
 	}
 	return &openWindow{
 		OpenedAt: stamp(o.OpenedAt), LastArrivalAt: stamp(o.LastArrivalAt), Deadline: stamp(o.Deadline),
-		SecondsLeft: max(0, int(math.Ceil(o.Deadline.Sub(now).Seconds()))), Files: o.Count, Bytes: o.Bytes, Held: r.Held,
+		SecondsLeft: max(0, int(math.Ceil(o.Deadline.Sub(now).Seconds()))), Held: r.Held,
 	}
 }
 
@@ -130,12 +130,19 @@ func (a *Admin) listAutomations(ctx context.Context, in *listAutomations) (*body
 }
 
 func (a *Admin) watched(ctx context.Context, at store.Automation) (watchedAutomation, error) {
-	v, err := a.viewAutomation(ctx, at)
+	w, err := a.windows.Get(ctx, at.ID)
 	if err != nil {
 		return watchedAutomation{}, err
 	}
-	w, err := a.windows.Get(ctx, at.ID)
-	return watchedAutomation{ImportAutomation: v.Body, Window: viewWindow(w, time.Now())}, err
+	v, err := a.viewAutomationWith(ctx, at, w)
+	if err != nil {
+		return watchedAutomation{}, err
+	}
+	open := viewWindow(w, time.Now())
+	if open != nil {
+		open.Files, open.Bytes = v.Body.PendingFiles, v.Body.PendingBytes
+	}
+	return watchedAutomation{ImportAutomation: v.Body, Window: open}, nil
 }
 
 func (a *Admin) answerWatched(ctx context.Context, at store.Automation) (*body[watchedAutomation], error) {

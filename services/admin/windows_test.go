@@ -28,6 +28,31 @@ func (w *world) arrive(index, path string, stored time.Time) event.Arrival {
 	return a
 }
 
+// What waits in a window is counted as it lies there: a file once, however often it came, and not when it was deleted.
+func TestPendingFiles(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	f := w.fixture()
+	path := "/indexes/" + f.index + "/automations/import"
+	want := func(files int) {
+		t.Helper()
+		a := w.do("GET", path, nil).want(200)
+		if a.at("pending_files") != float64(files) || a.at("pending_bytes") != float64(10*files) || a.str("pending_since") == "" {
+			t.Errorf("want %d files: %s", files, a.raw)
+		}
+		if l := w.do("GET", "/automations?limit=1", nil).want(200); l.at("data", 0, "window", "files") != float64(files) || l.at("data", 0, "window", "bytes") != float64(10*files) {
+			t.Errorf("want %d files: %s", files, l.raw)
+		}
+	}
+	for _, name := range []string{"cams/1.mp4", "cams/2.mp4", "cams/1.mp4"} {
+		w.arrive(f.index, name, time.Now())
+	}
+	want(2)
+	gone := w.bus.Subject("arrival", event.AutomationOfIndex(f.index), event.ObjectHash(f.connector, "cams/2.mp4"))
+	must(t, w.bus.Purge(t.Context(), topology.Arrivals, gone, 0)) // as a deletion does that is told
+	want(1)
+}
+
 func TestAutomationsWithTheirWindows(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -2,17 +2,20 @@ package millrace_test
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
 	"millrace/services/admin"
 	"millrace/services/millrace/client"
+	"millrace/shared/bucket/azure/azuretest"
 	"millrace/shared/bucket/gcs/gcstest"
 	"millrace/shared/topology"
 )
@@ -23,10 +26,12 @@ import (
 func TestSecretsStayInside(t *testing.T) {
 	const key, token, marker = "PLANTED-api-key-8f2c1b", "PLANTED-nats-token-77aa", "PLANTED-inside-the-credentials"
 	const cloudKey = "PLANTED-key-of-another-cloud"
+	accountKey := base64.StdEncoding.EncodeToString([]byte("PLANTED-account-key-of-azure"))
 	const pushToken = "PLANTED-token-of-a-push"
 	const jwt = "eyJhbGciOiJSUzI1NiJ9.UExBTlRFRC1pbi1hLXRva2Vu.UExBTlRFRA"
 	storage := gcstest.Start(t, "bucket")
 	storage.Put("bucket", "cloud.mp4", sample(t, "video.mp4"))
+	azure := azuretest.Start(t, "drops")
 	var account map[string]string
 	must(t, json.Unmarshal(storage.Credentials(t), &account))
 	account["marker"] = marker
@@ -36,7 +41,7 @@ func TestSecretsStayInside(t *testing.T) {
 	if len(private) < 40 {
 		t.Fatalf("not a line of a private key: %q", private)
 	}
-	secrets := map[string]string{"API key": key, "NATS token": token, "credentials": marker, "private key": private, "cloud key": cloudKey, "push token": pushToken, "OIDC token": jwt}
+	secrets := map[string]string{"API key": key, "NATS token": token, "credentials": marker, "private key": private, "cloud key": cloudKey, "account key": accountKey, "push token": pushToken, "OIDC token": jwt}
 
 	listen := freeAddr(t)
 	// The executor's command prints its whole environment, which is where a key may come from too.
@@ -88,21 +93,30 @@ func TestSecretsStayInside(t *testing.T) {
 		{"POST", "/connectors/s3", `{"name":"S","bucket":"b","region":"r","aws_access_key_id":%q,"aws_secret_access_key":%[1]q}`},
 		{"POST", "/connectors/s3", `{"name":5,"bucket":%q,"region":"r","aws_access_key_id":%[1]q,"aws_secret_access_key":{"x":%[1]q},"endpoint_url":"https://u:%[1]s@h"}`},
 		{"POST", "/connectors/azure", `{"name":"A","storage_account":"millracedrops","container":"drops","tenant_id":"t","client_id":"c","client_secret":%q}`},
-		{"POST", "/connectors/azure", `{"name":"B","storage_account":"millracedrops","container":"drops","sas_token":"sv=2026&sp=rl&sig=%s"}`},
-		{"POST", "/connectors/azure", `{"name":"C","storage_account":"millracedrops","container":"drops","sas_token":"?%s"}`},
+		{"POST", "/connectors/azure", `{"name":"B","storage_account":"ACCOUNT","container":"drops","endpoint_url":"ENDPOINT","sas_token":"sv=2026&sp=rl&sig=%s"}`},
+		{"POST", "/connectors/azure", `{"name":"C","storage_account":"ACCOUNT","container":"drops","endpoint_url":"ENDPOINT","sas_token":"?%s"}`},
+		{"POST", "/connectors/azure", `{"name":"E","storage_account":"ACCOUNT","container":"drops","endpoint_url":"ENDPOINT","account_key":"` + accountKey + `"}`},
 		{"POST", "/connectors/azure", `{"name":"D","storage_account":"a/%s","container":{"x":%[1]q},"sas_token":[%[1]q],"client_secret":%[1]q}`},
 		{"PATCH", "/connectors/" + cloud, `{"sas_token":%q,"client_secret":%[1]q}`},
 		{"PATCH", "/connectors/" + cloud, `{"aws_secret_access_key":%q}`},
 		{"PATCH", "/connectors/" + cloud, `{"credentials_file":{"type":"service_account","private_key":%q}}`},
 	} {
-		res := call(c.method, "/api/v2"+c.path, nil, fmt.Appendf(nil, c.body, cloudKey))
+		sent := strings.NewReplacer("ACCOUNT", azure.Account, "ENDPOINT", azure.URL, "%s", cloudKey, "%q", strconv.Quote(cloudKey), "%[1]s", cloudKey, "%[1]q", strconv.Quote(cloudKey)).Replace(c.body)
+		res := call(c.method, "/api/v2"+c.path, nil, []byte(sent))
 		var made struct {
 			ID string `json:"connector_id"`
 		}
 		must(t, json.Unmarshal(res.body, &made))
-		if made.ID != "" && c.path != "/connectors/azure" { // of an account that is not there, whose driver tries for minutes
+		if made.ID != "" && c.method == "POST" && !strings.Contains(c.body, "tenant_id") { // whose log-in is on the internet
 			call("POST", "/api/v2/connectors/"+made.ID+"/test", nil, nil)
 			call("POST", "/api/v2/connectors/"+made.ID+"/browse", nil, nil)
+			var told struct {
+				Error *string `json:"storage_error"`
+			}
+			must(t, json.Unmarshal(call("GET", "/api/v2/explain?path=a.mp4&connector_id="+made.ID, nil, nil).body, &told))
+			if told.Error == nil {
+				t.Errorf("%s: a storage that refuses everything is not told", sent)
+			}
 		}
 	}
 

@@ -37,6 +37,33 @@ func (w *Windows) Get(ctx context.Context, automation string) (Record, error) {
 	return r, err
 }
 
+// mostCounted is up to how many arrivals Pending looks at; beyond, the record is near enough.
+const mostCounted = 1000
+
+// Pending is how many files wait in the open window of a record, and their bytes. The record itself counts what has come,
+// also what was replaced or withdrawn since.
+func (w *Windows) Pending(ctx context.Context, r Record) (files int, bytes int64, err error) {
+	if r.Open == nil {
+		return 0, 0, nil
+	}
+	for m, err := range w.bus.Scan(ctx, topology.Arrivals, w.bus.Subject("arrival", r.Automation, "*"), r.ClosedSeq+1) {
+		if err != nil {
+			return 0, 0, err
+		}
+		if m.Sequence > r.Open.LastSeq {
+			break
+		}
+		if files++; files > mostCounted {
+			return r.Open.Count, r.Open.Bytes, nil
+		}
+		var a event.Arrival
+		if json.Unmarshal(m.Data, &a) == nil {
+			bytes += max(a.Size, 0)
+		}
+	}
+	return files, bytes, nil
+}
+
 // Watch follows all records; see store.Register.Watch.
 func (w *Windows) Watch(ctx context.Context, ready func(), each func(store.Change[Record])) error {
 	return w.reg.Watch(ctx, ready, each)
