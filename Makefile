@@ -68,7 +68,7 @@ lint: ## go vet and golangci-lint (the first run builds it)
 vuln: ## known vulnerabilities of what is built in (asks the Go vulnerability database)
 	$$($(TOOLS) go tool -modfile=../tools.mod -n govulncheck) $(PACKAGES)
 
-bench: build bin/rclone ## every figure beside its yardstick
+bench: build bin/rclone bin/versitygw ## every figure beside its yardstick
 	bin/millrace bench
 
 run: build ## start everything on ./data, watching ./inbox
@@ -83,7 +83,9 @@ schemas: ## schemas, examples, Go types and subjects agree
 clean: ## remove what was built, not the data
 	rm -rf bin
 
-# What a plain copy takes, for the bench.
-bin/rclone: tools.mod tools.sum
+# What a plain copy takes, and what serves buckets, for the bench.
+bin/rclone: TOOL = github.com/rclone/rclone
+bin/versitygw: TOOL = github.com/versity/versitygw/cmd/versitygw
+bin/rclone bin/versitygw: tools.mod tools.sum
 	@mkdir -p bin
-	$(TOOLS) $(BUILD) -modfile=../tools.mod -o ../bin/rclone github.com/rclone/rclone
+	$(TOOLS) $(BUILD) -modfile=../tools.mod -o ../$@ $(TOOL)
