@@ -79,7 +79,7 @@ func (l *lab) startGateway(ctx context.Context, program string) (g *gateway, err
 
 func (g *gateway) stop() {
 	_ = g.cmd.Process.Kill() // nothing of it is needed any more
-	<-g.ended
+	_ = <-g.ended
 }
 
 // connector is the request for one that reads the bucket of files.
