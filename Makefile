@@ -21,10 +21,10 @@ RACE := $(if $(shell command -v $$(go env CC) 2>/dev/null),-race)
 TOOLS := cd schemas && GOWORK=off
 
 .DEFAULT_GOAL := help
-.PHONY: help build test sim mutations crash chaos soak fuzz lint vuln bench run demo schemas clean
+.PHONY: help build test test-clouds sim mutations crash chaos soak fuzz lint vuln bench run demo schemas clean
 
 help: ## this list
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## bin/millrace and one binary per service
 	@mkdir -p bin
@@ -32,6 +32,10 @@ build: ## bin/millrace and one binary per service
 
 test: ## all tests, with the race detector
 	go test $(RACE) -timeout 20m $(PACKAGES)
+
+# What each provider's page says: MILLRACE_TEST_GCS, MILLRACE_TEST_S3 and MILLRACE_TEST_AZURE name empty buckets.
+test-clouds: ## the tests of storage against real buckets that the environment names
+	go test -count 1 -timeout 2h -v ./shared/bucket/gcs ./shared/bucket/s3 ./shared/bucket/azure -run '^TestCloud$$'
 
 # SEED=N is one history alone, shrunk when it fails; SEEDS=N is how many otherwise.
 sim: SEEDS = 10000
@@ -64,7 +68,7 @@ lint: ## go vet and golangci-lint (the first run builds it)
 vuln: ## known vulnerabilities of what is built in (asks the Go vulnerability database)
 	$$($(TOOLS) go tool -modfile=../tools.mod -n govulncheck) $(PACKAGES)
 
-bench: build bin/rclone ## every figure beside its yardstick
+bench: build bin/rclone bin/versitygw ## every figure beside its yardstick
 	bin/millrace bench
 
 run: build ## start everything on ./data, watching ./inbox
@@ -79,7 +83,9 @@ schemas: ## schemas, examples, Go types and subjects agree
 clean: ## remove what was built, not the data
 	rm -rf bin
 
-# What a plain copy takes, for the bench.
-bin/rclone: tools.mod tools.sum
+# What a plain copy takes, and what serves buckets, for the bench.
+bin/rclone: TOOL = github.com/rclone/rclone
+bin/versitygw: TOOL = github.com/versity/versitygw/cmd/versitygw
+bin/rclone bin/versitygw: tools.mod tools.sum
 	@mkdir -p bin
-	$(TOOLS) $(BUILD) -modfile=../tools.mod -o ../bin/rclone github.com/rclone/rclone
+	$(TOOLS) $(BUILD) -modfile=../tools.mod -o ../$@ $(TOOL)

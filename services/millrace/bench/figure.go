@@ -23,6 +23,7 @@ var figures = []figure{
 	{"reference", "small files registered by reference, from window close to published run", reference},
 	{"small", "small files copied into a folder library", small},
 	{"large", "large files copied into a folder library", large},
+	{"clouds", "files copied out of an S3 server, into a folder and into another bucket", clouds},
 	{"windows", "windows that are all due in the same second", windows},
 	{"webhooks", "events delivered to many webhooks", webhooks},
 	{"idle", "automations with nothing to do", idle},
@@ -49,6 +50,8 @@ type sizes struct {
 	objects       int   // of a bucket that is listed
 	files         int   // of reference and small
 	large         int64 // bytes of one large file
+	middling      int   // files out of a bucket
+	huge          int64 // bytes of one large file out of a bucket
 	windows       int
 	automations   int           // idle ones
 	idle          time.Duration // how long they are watched
@@ -60,8 +63,8 @@ type sizes struct {
 }
 
 var scales = map[Scale]sizes{
-	Small: {rounds: 1, notifications: 2_000, objects: 20_000, files: 200, large: 8 << 20, windows: 500, automations: 200, idle: 3 * time.Second, media: 20_000, requests: 10, jobFiles: 1_000, webhooks: 50, events: 10},
-	Full:  {rounds: 3, notifications: 100_000, objects: 1_000_000, files: 10_000, large: 512 << 20, windows: 100_000, automations: 10_000, idle: time.Minute, media: 1_000_000, requests: 100, jobFiles: 100_000, webhooks: 1_000, events: 100},
+	Small: {rounds: 1, notifications: 2_000, objects: 20_000, files: 200, large: 8 << 20, middling: 40, huge: 24 << 20, windows: 500, automations: 200, idle: 3 * time.Second, media: 20_000, requests: 10, jobFiles: 1_000, webhooks: 50, events: 10},
+	Full:  {rounds: 3, notifications: 100_000, objects: 1_000_000, files: 10_000, large: 512 << 20, middling: 1_000, huge: 1 << 30, windows: 100_000, automations: 10_000, idle: time.Minute, media: 1_000_000, requests: 100, jobFiles: 100_000, webhooks: 1_000, events: 100},
 }
 
 // lab is what a figure is measured in.

@@ -81,6 +81,19 @@ func writeLarge(path string, size int64) error {
 	return writeFile(path, io.MultiReader(bytes.NewReader(base), bytes.NewReader(head), fill))
 }
 
+// writeLarges writes largeFiles videos of size bytes.
+func writeLarges(dir string, size int64) (int64, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return 0, err
+	}
+	for i := range largeFiles {
+		if err := writeLarge(filepath.Join(dir, fmt.Sprintf("large-%d.mp4", i)), size); err != nil {
+			return 0, err
+		}
+	}
+	return largeFiles * size, nil
+}
+
 // readers is how many files are read at a time where a plain read is the yardstick.
 const readers = 16
 

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -72,14 +73,7 @@ const largeFiles = 4
 func large(ctx context.Context, l *lab) ([]Row, error) {
 	return l.imports(ctx, importBench{
 		files: largeFiles, bytes: true,
-		write: func(dir string) (int64, error) {
-			for i := range largeFiles {
-				if err := writeLarge(filepath.Join(dir, fmt.Sprintf("large-%d.mp4", i)), l.size.large); err != nil {
-					return 0, err
-				}
-			}
-			return largeFiles * l.size.large, nil
-		},
+		write: func(dir string) (int64, error) { return writeLarges(dir, l.size.large) },
 		yardstick: func(ctx context.Context, im *importer) error {
 			return copyTree(ctx, im.copy, "cp", "-r", im.inbox, im.copy)
 		},
@@ -101,6 +95,11 @@ type importBench struct {
 	write     func(dir string) (int64, error)
 	yardstick func(context.Context, *importer) error
 	row       Row
+
+	s3      *gateway // serves the files; nil: they are in a folder
+	library string   // default: a folder
+	copy    string   // where the yardstick leaves its copy; default: a folder
+	peak    *float64 // takes the peak of resident memory, in MB; nil: nobody asks
 }
 
 // importer is a running product with a folder of files.
@@ -110,7 +109,6 @@ type importer struct {
 	up        *product
 	inbox     string
 	data      string
-	copy      string
 	connector string
 	jobs      *store.Register[store.Job]
 	windows   *window.Windows
@@ -121,7 +119,11 @@ type importer struct {
 const room = 1 << 30
 
 func (l *lab) imports(ctx context.Context, b importBench) (_ []Row, err error) {
-	im := &importer{importBench: b, lab: l, inbox: filepath.Join(l.dir, "inbox"), data: filepath.Join(l.dir, "data"), copy: filepath.Join(l.dir, "copy")}
+	im := &importer{importBench: b, lab: l, inbox: filepath.Join(l.dir, "inbox"), data: filepath.Join(l.dir, "data")}
+	im.copy = cmp.Or(b.copy, filepath.Join(l.dir, "copy"))
+	if b.s3 != nil {
+		im.inbox = filepath.Join(b.s3.dir, drops)
+	}
 	if err := os.MkdirAll(im.inbox, 0o755); err != nil {
 		return nil, err
 	}
@@ -133,8 +135,13 @@ func (l *lab) imports(ctx context.Context, b importBench) (_ []Row, err error) {
 		return nil, errors.Join(err, fmt.Errorf("%d MB are free, not enough for a copy of %d MB", free>>20, total>>20))
 	}
 	s := settings{data: im.data, allow: im.inbox, bus: true}
-	if im.none {
+	if s.library = im.library; im.none {
 		s.library = "none"
+	}
+	if im.s3 != nil {
+		s.hooks = "127.0.0.1"
+		s.flags = []string{"--workers", fmt.Sprint(transfers)}
+		s.environ = []string{"AWS_ACCESS_KEY_ID=" + s3ID, "AWS_SECRET_ACCESS_KEY=" + s3Secret}
 	}
 	if im.up, err = l.up(ctx, s); err != nil {
 		return nil, err
@@ -165,6 +172,9 @@ func (l *lab) imports(ctx context.Context, b importBench) (_ []Row, err error) {
 	row.Also = append(row.Also, fmt.Sprintf("CPU time of the product: %s s per round", digits(median(im.used))))
 	if _, peak, err := im.up.memory(); err == nil {
 		row.Also = append(row.Also, "peak resident memory: "+digits(peak)+" MB")
+		if im.peak != nil {
+			*im.peak = peak
+		}
 	}
 	return []Row{row}, nil
 }
@@ -179,7 +189,12 @@ func (im *importer) open(ctx context.Context) (err error) {
 	var c struct {
 		ID string `json:"connector_id"`
 	}
-	err = im.up.Do(ctx, http.MethodPost, "/connectors/dir", map[string]any{"name": "Bench", "path": im.inbox, "import_mode": event.NewOnly}, &c)
+	route, body := "/connectors/dir", map[string]any{"path": im.inbox}
+	if im.s3 != nil {
+		route, body = "/connectors/s3", im.s3.connector()
+	}
+	body["name"], body["import_mode"] = "Bench", event.NewOnly
+	err = im.up.Do(ctx, http.MethodPost, route, body, &c)
 	im.connector = c.ID
 	return err
 }
@@ -245,7 +260,11 @@ func (im *importer) product(ctx context.Context, round int) (time.Duration, erro
 	}
 	im.used = append(im.used, (after - before).Seconds())
 	err = im.up.Do(ctx, http.MethodPost, "/indexes/"+index+"/automations/import/pause", nil, nil)
-	return took, errors.Join(err, os.RemoveAll(filepath.Join(im.data, "library", index)))
+	kept := filepath.Join(im.data, "library", index)
+	if im.library != "" {
+		kept = filepath.Join(im.s3.dir, shelf, index)
+	}
+	return took, errors.Join(err, os.RemoveAll(kept))
 }
 
 // automate makes a new index that the folder is imported into, and a prompt.

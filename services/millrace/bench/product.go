@@ -47,7 +47,9 @@ type settings struct {
 	allow   string // a folder that connectors may name
 	library string // default: a folder
 	bus     bool   // the broker can be looked into
-	hooks   string // where webhooks may be although it is not public
+	hooks   string // where webhooks and storage may be although it is not public
+	flags   []string
+	environ []string
 }
 
 // interval is the debounce interval of the figures.
@@ -73,6 +75,7 @@ func (l *lab) up(ctx context.Context, s settings) (_ *product, err error) {
 	if s.hooks != "" {
 		args = append(args, "--allow-endpoint", s.hooks)
 	}
+	args = append(args, s.flags...)
 	natsAddr := ""
 	if s.bus {
 		if natsAddr, err = freeAddr(ctx); err != nil {
@@ -89,7 +92,7 @@ func (l *lab) up(ctx context.Context, s settings) (_ *product, err error) {
 		Client: client.New("http://"+httpAddr, key), addr: httpAddr, key: key, log: out.Name(), ended: make(chan error, 1),
 		cmd: exec.CommandContext(ctx, l.program, args...),
 	}
-	p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr, p.cmd.Dir = environ(), out, out, l.dir
+	p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr, p.cmd.Dir = append(environ(), s.environ...), out, out, l.dir
 	p.cmd.Cancel = func() error { return p.cmd.Process.Signal(syscall.SIGTERM) }
 	p.cmd.WaitDelay = stopTime / 2
 	start := time.Now()

@@ -56,6 +56,9 @@ func parseObject(path string) target {
 	return target{bucket: bucket, object: object}
 }
 
+// Agent is the account that the storage publishes as.
+const Agent = "service-1@gs-project-accounts.iam.gserviceaccount.com"
+
 const notificationConfigs = "/notificationConfigs"
 
 // serve answers as Google would where the fake does not.
@@ -70,6 +73,11 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	if strings.HasSuffix(r.URL.Path, notificationConfigs) {
 		s.fake.HTTPHandler().ServeHTTP(w, r)
+		return
+	}
+	if strings.HasSuffix(r.URL.Path, "/serviceAccount") {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(map[string]string{"kind": "storage#serviceAccount", "email_address": Agent})
 		return
 	}
 	t, ok := parse(r)
