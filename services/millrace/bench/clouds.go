@@ -16,7 +16,8 @@ import (
 type gateway struct {
 	dir   string // a folder per bucket
 	url   string
-	ended chan error
+	ended chan struct{} // closed when the program has ended,
+	err   error         // this way
 	cmd   *exec.Cmd
 }
 
@@ -35,7 +36,7 @@ func (l *lab) startGateway(ctx context.Context, program string) (g *gateway, err
 	if err != nil {
 		return nil, err
 	}
-	g = &gateway{dir: filepath.Join(l.dir, "buckets"), url: "http://" + addr, ended: make(chan error, 1)}
+	g = &gateway{dir: filepath.Join(l.dir, "buckets"), url: "http://" + addr, ended: make(chan struct{})}
 	meta := filepath.Join(l.dir, "meta")
 	for _, d := range []string{meta, filepath.Join(g.dir, drops), filepath.Join(g.dir, shelf), filepath.Join(g.dir, copies)} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
@@ -53,15 +54,14 @@ func (l *lab) startGateway(ctx context.Context, program string) (g *gateway, err
 	if err := g.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start versitygw: %w", err)
 	}
-	go func() { g.ended <- g.cmd.Wait() }()
+	go func() { g.err = g.cmd.Wait(); close(g.ended) }()
 	wait, enough := context.WithTimeout(ctx, gatewayStart)
 	defer enough()
 	err = until(wait, 20*time.Millisecond, func() (bool, error) {
 		select {
-		case err := <-g.ended:
-			g.ended <- err
+		case <-g.ended:
 			said, _ := os.ReadFile(log.Name())
-			return false, fmt.Errorf("versitygw ended: %w: %s", err, said)
+			return false, fmt.Errorf("versitygw ended: %w: %s", g.err, said)
 		default:
 		}
 		conn, err := new(net.Dialer).DialContext(wait, "tcp", addr)
@@ -79,7 +79,7 @@ func (l *lab) startGateway(ctx context.Context, program string) (g *gateway, err
 
 func (g *gateway) stop() {
 	_ = g.cmd.Process.Kill() // nothing of it is needed any more
-	_ = <-g.ended
+	<-g.ended
 }
 
 // connector is the request for one that reads the bucket of files.
