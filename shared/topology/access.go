@@ -13,6 +13,7 @@ import (
 type Access struct {
 	Service   string
 	Consumes  []string // durable consumers
+	Resets    []string // those of them that it takes back when they stand still
 	Publishes []string // subjects behind the prefix, beside its own dead letters
 	Reads     []string // streams, buckets and Documents: single messages and scans; buckets and Documents also by consumers
 	Follows   []string // streams by consumers of its own that leave nothing behind, which can read all of the stream
@@ -57,6 +58,7 @@ func Accesses() []Access {
 		{
 			Service:   "preset-trigger",
 			Consumes:  []string{PresetTriggerJobs, PresetTriggerWanted},
+			Resets:    []string{PresetTriggerJobs, PresetTriggerWanted},
 			Publishes: []string{"run.requested.*", "event.prompt_run.*.*.*"},
 			Reads:     []string{Media, Reports, Indexes, Prompts, JobRecords, RunRecords, Leases, Documents}, Follows: []string{Reports},
 			Writes: []string{RunRecords, Leases, Documents},
@@ -71,6 +73,7 @@ func Accesses() []Access {
 		{
 			Service:   "exporter",
 			Consumes:  []string{ExporterExports, ExporterRuns},
+			Resets:    []string{ExporterRuns},
 			Publishes: []string{"export.requested.*", "event.export.*.*.*"},
 			Reads: []string{
 				Reports, Media, Connectors, Indexes, JobRecords, RunRecords, ExportRecords, ExportAutomations, Documents,
@@ -157,7 +160,10 @@ func (t Topology) user(a Access) User {
 	for _, c := range a.Consumes {
 		s := t.Stream(consumers[c].Stream)
 		// Acknowledgements have two forms; the second one, with the domain and the account, is that of coming servers.
-		publish = append(publish, "$JS.API.CONSUMER.MSG.NEXT."+s+"."+c, "$JS.API.CONSUMER.RESET."+s+"."+c, "$JS.ACK."+s+"."+c+".>", "$JS.ACK.*.*."+s+"."+c+".>")
+		publish = append(publish, "$JS.API.CONSUMER.MSG.NEXT."+s+"."+c, "$JS.ACK."+s+"."+c+".>", "$JS.ACK.*.*."+s+"."+c+".>")
+	}
+	for _, c := range a.Resets {
+		publish = append(publish, "$JS.API.CONSUMER.RESET."+t.Stream(consumers[c].Stream)+"."+c)
 	}
 	for _, s := range a.Publishes {
 		publish = append(publish, t.Subject(s))

@@ -121,7 +121,13 @@ func TestLeastPrivilege(t *testing.T) {
 					t.Errorf("%s may publish on %s: %v", u.Name, subject, !mine)
 				}
 			}
-			for _, verb := range []string{"CREATE.%s.%s.x", "CREATE.%s.%s", "DURABLE.CREATE.%s.%s", "DELETE.%s.%s", "RESET.%s.%s", "PAUSE.%s.%s"} {
+			resets := slices.ContainsFunc(topology.Accesses(), func(a topology.Access) bool {
+				return a.Service == u.Name && slices.Contains(a.Resets, c.Config.Durable)
+			})
+			if subject := "$JS.API.CONSUMER.RESET." + s + "." + c.Config.Durable; may(subject) != resets {
+				t.Errorf("%s may publish on %s: %v", u.Name, subject, !resets)
+			}
+			for _, verb := range []string{"CREATE.%s.%s.x", "CREATE.%s.%s", "DURABLE.CREATE.%s.%s", "DELETE.%s.%s", "PAUSE.%s.%s"} {
 				if subject := "$JS.API.CONSUMER." + fmt.Sprintf(verb, s, c.Config.Durable); may(subject) {
 					t.Errorf("%s may publish on %s", u.Name, subject)
 				}
