@@ -30,8 +30,9 @@ build: ## bin/millrace and one binary per service
 	@mkdir -p bin
 	$(BUILD) -ldflags '$(LDFLAGS)' -o bin/ $(BINARIES)
 
+# One package more at a time than there are processors: those of whole programs wait more than they compute.
 test: ## all tests, with the race detector
-	go test $(RACE) -timeout 20m $(PACKAGES)
+	go test $(RACE) -p $$(($$(getconf _NPROCESSORS_ONLN) + 1)) -timeout 20m $(PACKAGES)
 
 # What each provider's page says: MILLRACE_TEST_GCS, MILLRACE_TEST_S3 and MILLRACE_TEST_AZURE name empty buckets.
 test-clouds: ## the tests of storage against real buckets that the environment names
@@ -45,8 +46,9 @@ sim: ## 10,000 histories of the pure core (SEED=n: one, SEEDS=n: so many)
 mutations: ## break one rule at a time, and see that a test goes red
 	MILLRACE_MUTATIONS=1 go test -count 1 -timeout 30m -v ./services/sim -run TestMutations
 
+# Eight cells at a time, which mostly wait.
 crash: ## the crash matrix: each failpoint, killed, failing and stalled (AT=name: one of them)
-	MILLRACE_CRASH=$(or $(AT),all) go test -count 1 -timeout 30m ./services/millrace -run TestCrashMatrix
+	MILLRACE_CRASH=$(or $(AT),all) go test -count 1 -timeout 30m -parallel 8 -v ./services/millrace -run TestCrashMatrix
 
 # A run that fails says its seed and leaves its history and logs in a folder. SEEDS=n is n seeds from SEED on.
 chaos: ## faults on separate processes and three brokers, by a seed (SEED=n, FOR=1m)
