@@ -422,7 +422,7 @@ func (a *Admin) observed(next http.Handler) http.Handler {
 		rec.Header().Set("Cache-Control", "no-store")
 		defer func() {
 			cause := recover()
-			if cause == http.ErrAbortHandler { //nolint:errorlint // it is what was panicked with
+			if aborted(cause) {
 				defer panic(cause) // which closes the connection
 			} else if cause != nil {
 				a.caught(rec, r, cause)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"mime/multipart"
@@ -161,13 +162,19 @@ func (a *Admin) call(ctx context.Context, o offer, payload []byte, header http.H
 func (a *Admin) brokeOff(w *answer, r *http.Request) (broke bool) {
 	defer func() {
 		if cause := recover(); cause != nil {
-			if broke = cause == http.ErrAbortHandler; !broke { //nolint:errorlint // it is what was panicked with
+			if broke = aborted(cause); !broke {
 				panic(cause)
 			}
 		}
 	}()
 	a.handler.ServeHTTP(w, r)
 	return false
+}
+
+// aborted reports whether a handler panicked to end an answer that it could not finish.
+func aborted(cause any) bool {
+	err, ok := cause.(error)
+	return ok && errors.Is(err, http.ErrAbortHandler)
 }
 
 // requestOf makes the request that an HTTP client would have sent. With an error it is one without parameters.

@@ -55,7 +55,11 @@ func TestPowerCut(t *testing.T) {
 			return nil
 		})
 		done = settled(j)
-		time.Sleep(time.Duration(rnd.IntN(200)) * time.Millisecond) // any moment
+		select { // any moment
+		case <-time.After(time.Duration(rnd.IntN(200)) * time.Millisecond):
+		case <-up.exited:
+			t.Fatal(up.ended())
+		}
 		disk.cut(up)
 		acknowledged = <-asked
 		up.start()

@@ -225,6 +225,27 @@ func TestForgottenDeliveryIsAskedFor(t *testing.T) {
 	b.settled(c)
 }
 
+// A message that fails again and again is left to its back-off, or it would never come to its last attempt.
+func TestConsumerStandsStill(t *testing.T) {
+	now := time.Now()
+	info := func(floor uint64, pending, redelivered int) *jetstream.ConsumerInfo {
+		return &jetstream.ConsumerInfo{AckFloor: jetstream.SequenceInfo{Consumer: floor}, NumAckPending: pending, NumRedelivered: redelivered}
+	}
+	v := vigil{since: now}
+	for i, c := range []struct {
+		info  *jetstream.ConsumerInfo
+		still time.Duration
+	}{
+		{info(0, 1, 0), time.Minute}, {info(0, 3, 0), 2 * time.Minute}, // others come and go behind it
+		{info(1, 2, 0), 0}, {info(1, 2, 0), time.Minute}, // it was acknowledged
+		{info(1, 2, 1), 0}, {info(1, 2, 1), 0}, {info(1, 1, 0), time.Minute}, // delivered again
+		{info(1, 0, 0), 0}, {info(1, 1, 0), time.Minute}, // nothing was out
+	} {
+		now = now.Add(time.Minute)
+		equal(t, fmt.Sprint("step ", i), v.still(c.info, now), c.still)
+	}
+}
+
 func TestLeaseNotConfirmedInterruptsTheHandler(t *testing.T) {
 	b := startBroker(t)
 	b.queue(300 * time.Millisecond)

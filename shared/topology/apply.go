@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strconv"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 )
@@ -39,7 +40,7 @@ const Format = 1
 // formatKey marks a stream with the highest format that was ever written to it.
 const formatKey = "millrace.format"
 
-// ErrNewer says that a newer program has written to these streams what this one does not know. Nothing was changed.
+// ErrNewer says that a newer program has written to these streams what this one does not know. None of them was changed.
 var ErrNewer = errors.New("the data are of a newer millrace: run that version, or go back to a copy of the data from before it")
 
 // readable returns ErrNewer for a stream that only newer programs can read.
@@ -124,17 +125,26 @@ func (t Topology) Reclaim(ctx context.Context, js jetstream.JetStream) error {
 		if c.CachedInfo().NumAckPending == 0 {
 			continue
 		}
-		answer, err := js.Conn().RequestWithContext(ctx, "$JS.API.CONSUMER.RESET."+stream+"."+name, nil)
-		if err != nil {
+		if err := Reset(ctx, js.Conn(), stream, name); err != nil {
 			return fmt.Errorf("reclaim deliveries of %s: %w", name, err)
 		}
-		var result struct{ Error *jetstream.APIError }
-		if err := json.Unmarshal(answer.Data, &result); err != nil {
-			return fmt.Errorf("reclaim deliveries of %s: %w", name, err)
-		}
-		if result.Error != nil {
-			return fmt.Errorf("reclaim deliveries of %s: %w", name, result.Error)
-		}
+	}
+	return nil
+}
+
+// Reset takes a consumer, by the broker's names, back to its first unacknowledged message: all that is unacknowledged is
+// delivered again. Needs server 2.14.
+func Reset(ctx context.Context, nc *nats.Conn, stream, consumer string) error {
+	answer, err := nc.RequestWithContext(ctx, "$JS.API.CONSUMER.RESET."+stream+"."+consumer, nil)
+	if err != nil {
+		return err
+	}
+	var result struct{ Error *jetstream.APIError }
+	if err := json.Unmarshal(answer.Data, &result); err != nil {
+		return err
+	}
+	if result.Error != nil {
+		return result.Error
 	}
 	return nil
 }

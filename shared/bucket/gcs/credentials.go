@@ -144,7 +144,7 @@ func tokenError(err error) error {
 	if status == http.StatusRequestTimeout || status == http.StatusTooManyRequests || status >= 500 {
 		says = bucket.ErrUnavailable
 	}
-	if off := bucket.ClockOff(refused.Response.Header, maxSkew); off != "" && says == bucket.ErrCredentials { //nolint:errorlint // it is set above
+	if off := bucket.ClockOff(refused.Response.Header, maxSkew); off != "" && errors.Is(says, bucket.ErrCredentials) {
 		return fmt.Errorf("get token: %w: %s", says, off)
 	}
 	// The body stays out of it: the address the answer came from was written by whoever wrote the key.
