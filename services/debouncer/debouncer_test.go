@@ -210,7 +210,7 @@ func TestOverdueWindowsCloseAtTheStart(t *testing.T) {
 func TestWindowWaitsForStoredArrivals(t *testing.T) {
 	t.Parallel()
 	e := servicetest.Env(t)
-	a := automation(t, e, store.Automation{Enabled: true, Debounce: "2s"})
+	a := automation(t, e, store.Automation{Enabled: true, Debounce: "6s"})
 	_, stop := start(t, e, Config{})
 	arrive(t, e, a, 3)
 	opened(t, e, a.ID, 3)

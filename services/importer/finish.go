@@ -159,7 +159,7 @@ func (t *tracker) clear(ctx context.Context, rec store.Job) error {
 // report compacts the file entries of a job into a document, unless the record names one by the time all of them are read:
 // another tracker was faster and may have removed some, and its report must stay.
 func (t *tracker) report(ctx context.Context, job string) error {
-	return store.WriteLines(ctx, t.docs, ReportName(job), func(yield func(event.File, error) bool) {
+	return store.WritePacked(ctx, t.docs, ReportName(job), func(yield func(event.File, error) bool) {
 		for f, err := range files(ctx, t.env.Bus, job) {
 			if !yield(f, err) || err != nil {
 				return

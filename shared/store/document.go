@@ -9,6 +9,7 @@ import (
 	"hash"
 	"io"
 
+	"github.com/klauspost/compress/s2"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"millrace/shared/bus"
@@ -21,12 +22,16 @@ const chunkSize = 32 << 10
 // Write stores what r has under name, replacing what was there, and returns its size in bytes. An error of r is returned
 // wrapped, and nothing is stored then. Memory stays constant.
 func (d *Documents) Write(ctx context.Context, name string, r io.Reader) (int64, error) {
+	return d.write(ctx, jetstream.ObjectMeta{Name: name}, r)
+}
+
+func (d *Documents) write(ctx context.Context, meta jetstream.ObjectMeta, r io.Reader) (int64, error) {
 	// The client shall see the reader fail rather than its context end: then it takes back what it has stored so far.
 	// Without a deadline it bounds each chunk, with one only the whole.
-	opts := &jetstream.ObjectMetaOptions{ChunkSize: chunkSize}
-	info, err := d.objects.Put(context.WithoutCancel(ctx), jetstream.ObjectMeta{Name: name, Opts: opts}, untilDone{ctx, r})
+	meta.Opts = &jetstream.ObjectMetaOptions{ChunkSize: chunkSize}
+	info, err := d.objects.Put(context.WithoutCancel(ctx), meta, untilDone{ctx, r})
 	if err != nil {
-		return 0, fmt.Errorf("store document %s: %w", name, err)
+		return 0, fmt.Errorf("store document %s: %w", meta.Name, err)
 	}
 	return int64(info.Size), nil
 }
@@ -55,8 +60,9 @@ func (d *Documents) Delete(ctx context.Context, name string) error {
 // Document is a document as it was stored.
 type Document struct {
 	Name string
-	Size int64 // bytes
+	Size int64 // bytes as they are stored
 
+	codec   string // "": none, as all had in format 1
 	bus     *bus.Bus
 	stream  string // the broker's name of it
 	subject string // of the chunks
@@ -73,12 +79,26 @@ func (d *Documents) Find(ctx context.Context, name string) (Document, error) {
 		return Document{}, fmt.Errorf("document %s: %w", name, err)
 	}
 	return Document{
-		Name: name, Size: int64(info.Size),
+		Name: name, Size: int64(info.Size), codec: info.Metadata[codecKey],
 		bus: d.bus, stream: d.stream, subject: "$O." + d.bucket + ".C." + info.NUID, digest: info.Digest,
 	}, nil
 }
 
-// Reader reads the document from its beginning. It takes what time its reader takes, holds one chunk, and is held against
+// What a document's metadata says of how its bytes are packed.
+const (
+	codecKey = "millrace.codec"
+	codecS2  = "s2"
+)
+
+// plain is Reader without what compresses it.
+func (doc Document) plain(ctx context.Context) io.Reader {
+	if doc.codec == codecS2 {
+		return s2.NewReader(doc.Reader(ctx), s2.ReaderMaxBlockSize(packedBlock))
+	}
+	return doc.Reader(ctx)
+}
+
+// Reader reads the stored bytes of a document from its beginning. It takes what time its reader takes, holds one chunk, and is held against
 // the checksum: the last Read fails rather than returning io.EOF when these are not the bytes that were stored. When
 // somebody replaces or deletes the document meanwhile, a Read fails.
 //

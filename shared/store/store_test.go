@@ -551,13 +551,36 @@ func TestDocuments(t *testing.T) {
 		}
 		return n, nil
 	}
-	for _, n := range []int{10_000, 1, 0} { // each replaces the one before
-		if err := store.WriteLines(ctx, d, "runs/run_1.media.jsonl", lines(n, nil)); err != nil {
+	var sizes []int64
+	for _, write := range []func(context.Context, *store.Documents, string, iter.Seq2[event.RunMedium, error]) error{
+		store.WriteLines[event.RunMedium], store.WritePacked[event.RunMedium],
+	} {
+		for _, n := range []int{1, 0, 10_000} { // each replaces the one before
+			if err := write(ctx, d, "runs/run_1.media.jsonl", lines(n, nil)); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := read("runs/run_1.media.jsonl"); got != n || err != nil {
+				t.Errorf("of %d lines it read %d: %v", n, got, err)
+			}
+		}
+		doc, err := d.Find(ctx, "runs/run_1.media.jsonl")
+		if err != nil {
 			t.Fatal(err)
 		}
-		if got, err := read("runs/run_1.media.jsonl"); got != n || err != nil {
-			t.Errorf("of %d lines it read %d: %v", n, got, err)
+		sizes = append(sizes, doc.Size)
+		from, n := int64(0), 0
+		for ; n < 3; n++ { // go on where one was left
+			for line, err := range store.ReadLinesFrom[event.RunMedium](ctx, d, doc.Name, from) {
+				if err != nil || line.Value.Video != fmt.Sprint(n) {
+					t.Errorf("line %d from %d is %+v: %v", n, from, line.Value, err)
+				}
+				from = line.Next
+				break
+			}
 		}
+	}
+	if sizes[1] > sizes[0]/4 {
+		t.Errorf("of %d bytes, packing leaves %d", sizes[0], sizes[1])
 	}
 	if _, err := read("nothing"); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("missing: %v", err)

@@ -34,8 +34,8 @@ const digestKey = "millrace.digest"
 
 // Format is the version of what the streams hold. It is raised when an older program could not read what a newer one
 // writes, or would spoil it; rows and members that an older one leaves alone do not count. A program reads all formats up to
-// its own.
-const Format = 1
+// its own. What each brought: 2, packed documents.
+const Format = 2
 
 // formatKey marks a stream with the highest format that was ever written to it.
 const formatKey = "millrace.format"

@@ -17,4 +17,5 @@ func fileSystem(string) (string, error)                              { return ""
 func freeSpace(string) (int64, error)                                { return 0, errSystem }
 func syncVolume(string) error                                        { return errSystem }
 func resident(int) (now, peak float64, err error)                    { return 0, 0, errSystem }
+func forgetPeak(int) error                                           { return errSystem }
 func cpuTime(int) (time.Duration, error)                             { return 0, errSystem }

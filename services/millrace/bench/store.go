@@ -148,7 +148,7 @@ func (f full) reported(ctx context.Context, w fill, files int) error {
 		Progress: store.Progress{Total: files, Imported: files},
 	}
 	j.Report = "jobs/" + j.ID + ".jsonl"
-	err = store.WriteLines(ctx, documents, j.Report, func(yield func(event.File, error) bool) {
+	err = store.WritePacked(ctx, documents, j.Report, func(yield func(event.File, error) bool) {
 		for i := range files {
 			path, version := fmt.Sprintf("2026/rushes/camera-%d/take-%07d.mp4", i%8, i), strconv.Itoa(i)
 			if !yield(event.File{
