@@ -11,7 +11,7 @@ import (
 func TestBack(t *testing.T) {
 	t.Parallel()
 	b := open(t)
-	const n = 3000
+	const n = 1500
 	var msgs []bus.Message
 	for i := range n {
 		service := "a"
@@ -36,7 +36,7 @@ func TestBack(t *testing.T) {
 		{"*", n + 500, n, n, 1},
 		{"*", 101, 100, 100, 1},
 		{"*", 1, 0, 0, 0},
-		{"b", 0, 30, 2908, 8},
+		{"b", 0, 15, 1408, 8},
 		{"nobody", 0, 0, 0, 0},
 	} {
 		var seqs []uint64

@@ -15,7 +15,7 @@ import (
 func TestReadsOnAClusterSeeWhatWasAcknowledged(t *testing.T) {
 	t.Parallel()
 	for node, b := range servicetest.Cluster(t) {
-		const rounds, n = 30, 50
+		const rounds, n = 15, 50
 		for r := range rounds {
 			job, other := fmt.Sprintf("job-%d-%d", node, r), fmt.Sprintf("other-%d-%d", node, r)
 			fill(t, b, n, job)

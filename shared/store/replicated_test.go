@@ -14,7 +14,7 @@ func TestRecordsOnAClusterAreCurrent(t *testing.T) {
 	for _, b := range servicetest.Cluster(t) {
 		regs = append(regs, counters(t, b))
 	}
-	for n := 1; n <= 900; n++ {
+	for n := 1; n <= 600; n++ {
 		if err := regs[n%3].Put(t.Context(), "k", counter{n}); err != nil {
 			t.Fatal(err)
 		}

@@ -411,7 +411,7 @@ func TestLedgerPages(t *testing.T) {
 	}
 	var media []event.Medium
 	want := make(map[string][]event.Medium) // imported, the newest first
-	for i := range 2000 {
+	for i := range 1200 {
 		index, state := []string{"even", "odd"}[i%2], event.MediumImported
 		switch {
 		case i%400 == 7:
