@@ -70,7 +70,7 @@ lint: ## go vet and golangci-lint (the first run builds it)
 vuln: ## known vulnerabilities of what is built in (asks the Go vulnerability database)
 	$$($(TOOLS) go tool -modfile=../tools.mod -n govulncheck) $(PACKAGES)
 
-bench: build bin/rclone bin/versitygw ## every figure beside its yardstick
+bench: build bin/rclone bin/versitygw bin/benthos bin/onebyone ## every figure beside its yardstick
 	bin/millrace bench
 
 run: build ## start everything on ./data, watching ./inbox
@@ -91,3 +91,9 @@ bin/versitygw: TOOL = github.com/versity/versitygw/cmd/versitygw
 bin/rclone bin/versitygw: tools.mod tools.sum
 	@mkdir -p bin
 	$(TOOLS) $(BUILD) -modfile=../tools.mod -o ../$@ $(TOOL)
+
+# What one would use instead, in a module of its own.
+RIVALS := services/millrace/bench/rivals
+bin/benthos bin/onebyone: bin/%: $(RIVALS)/%/main.go $(RIVALS)/go.mod $(RIVALS)/go.sum
+	@mkdir -p bin
+	cd $(RIVALS) && GOWORK=off $(BUILD) -o $(CURDIR)/$@ ./$*

@@ -81,6 +81,9 @@ func (t *tracker) settle(ctx context.Context, rec store.Job) error {
 	if err != nil {
 		return fmt.Errorf("settle job %s: %w", rec.ID, err)
 	}
+	t.mu.Lock()
+	t.job(rec.ID).settled = true
+	t.mu.Unlock()
 	t.metrics.ended.WithLabelValues(string(rec.Status)).Inc()
 	t.env.Log.Info("job ended", "job_id", rec.ID, "status", rec.Status, "total", rec.Progress.Total,
 		"imported", rec.Progress.Imported, "skipped", rec.Progress.Skipped, "failed", rec.Progress.Failed)

@@ -42,6 +42,7 @@ type tracked struct {
 	told    time.Time // of its progress, by the event toldAs
 	toldAs  string
 	busy    bool      // a step is under way
+	settled bool      // by this tracker: its record says so soon
 	notTill time.Time // a step failed or has to wait
 }
 
@@ -188,7 +189,7 @@ func (t *tracker) look(ctx context.Context, work *errgroup.Group) bool {
 		}
 		s := next(j.rec, j.fold)
 		switch {
-		case s == nothing:
+		case s == nothing, s == settleEnded && j.settled:
 			delete(t.dirty, id)
 			if j.rec != nil && j.rec.Settled {
 				delete(t.jobs, id)

