@@ -315,6 +315,9 @@ func TestCopyInParts(t *testing.T) {
 	body := data(11<<20, 1)
 	s.PutSummed(t, "bucket", "a b#%+ü.mp4", body, types.ChecksumAlgorithmSha256)
 	obj := stat(t, src, "a b#%+ü.mp4")
+	if elsewhere := s3test.Gateway(t); !lib.Near(src) || lib.Near(source(t, elsewhere, "bucket")) {
+		t.Error("a source of the same server is not near, or one of another is")
+	}
 	hash := bucket.NewHash()
 	hash.Write(body)
 	moved := int64(0)
@@ -364,6 +367,35 @@ func TestChecksums(t *testing.T) {
 		if _, err := readAll(t, src, "a.mp4", ""); !errors.Is(err, bucket.ErrChecksum) {
 			t.Errorf("%s, corrupted: %v", sum, err)
 		}
+	}
+}
+
+// What is read in several parts is held against a checksum all the same.
+func TestLargeChecksum(t *testing.T) {
+	t.Parallel()
+	s := s3test.Gateway(t)
+	s.CreateBucket(t, "bucket")
+	src := source(t, s, "bucket")
+	body := data(9<<20, 1)
+	s.PutSummed(t, "bucket", "a.mp4", body, types.ChecksumAlgorithmCrc64nvme)
+	read := func() error {
+		r := bucket.NewReading(t.Context(), src, stat(t, src, "a.mp4"), bucket.ReaderOptions{}, bucket.NewBudget(4))
+		defer r.Close()
+		if _, ok := r.(*bucket.Ahead); !ok {
+			t.Fatalf("it is read by a %T", r)
+		}
+		got, err := io.ReadAll(r)
+		if err == nil && !bytes.Equal(got, body) {
+			t.Errorf("%d bytes, which are others", len(got))
+		}
+		return err
+	}
+	if err := read(); err != nil {
+		t.Error(err)
+	}
+	s.Inject(1, s3test.Reads, faulttest.Corrupted)
+	if err := read(); !errors.Is(err, bucket.ErrChecksum) {
+		t.Errorf("corrupted: %v", err)
 	}
 }
 
