@@ -179,7 +179,7 @@ func (u *upload) putWhole(size int64, crc, sha string) error {
 // hashed tells the client the SHA-256 of a body, which it signs and would otherwise compute a second time.
 func hashed(sha string) func(*s3.Options) {
 	return s3.WithAPIOptions(func(stack *middleware.Stack) error {
-		return stack.Initialize.Add(middleware.InitializeMiddlewareFunc("hashed", func(
+		return stack.Initialize.Add(middleware.InitializeMiddlewareFunc("hashed", func( //nolint:misspell // its own spelling
 			ctx context.Context, in middleware.InitializeInput, next middleware.InitializeHandler,
 		) (middleware.InitializeOutput, middleware.Metadata, error) {
 			return next.HandleInitialize(v4.SetPayloadHash(ctx, sha), in)
