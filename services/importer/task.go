@@ -292,11 +292,7 @@ func (w *work) bring(ctx context.Context) (*outcome, error) {
 	if unchanged(w.newest(), obj.Size, obj.CRC32C, "") {
 		return w.settle(event.Unchanged, ""), nil
 	}
-	small := int64(smallObject)
-	if w.im.library != nil && bucket.IsNear(w.im.library, w.source) {
-		small = bucket.FileBlock // what is probed is little, and the storage moves the rest by itself
-	}
-	if obj.Size <= small {
+	if obj.Size <= smallObject {
 		return w.bringSmall(ctx, obj)
 	}
 	return w.bringLarge(ctx, obj)

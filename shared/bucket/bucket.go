@@ -133,18 +133,6 @@ type Library interface {
 	Close() error
 }
 
-// Near is implemented by libraries whose CopyFrom is worth it even where the bytes would fit into one request.
-type Near interface {
-	// Near reports whether CopyFrom will probably take objects of this source.
-	Near(src Source) bool
-}
-
-// IsNear reports whether a library, whatever wraps it, is near to a source.
-func IsNear(lib Library, src Source) bool {
-	n, ok := As[Near](lib)
-	return ok && n.Near(src)
-}
-
 // Copying is how far a CopyFrom is.
 type Copying struct {
 	// Mark is where the storage is, if it could go on from there. A CopyFrom of the same arguments that is given what

@@ -9,10 +9,10 @@ import (
 	"sync"
 )
 
-// FileBlock is what one request of a File brings, in bytes.
-const FileBlock = 256 << 10
-
-const fileBlocks = 16 // what is kept
+const (
+	fileBlock  = 256 << 10 // what one request brings
+	fileBlocks = 16        // what is kept
+)
 
 // File is random access to one version of an object: what a program that looks for a header at the start and an index
 // at the end wants. It asks the storage for blocks of 256 KiB and keeps the last 16 of them, so small reads near each
@@ -63,11 +63,11 @@ func (f *File) ReadAt(p []byte, offset int64) (int, error) {
 		if offset >= f.obj.Size {
 			return total, io.EOF
 		}
-		data, err := f.block(offset / FileBlock)
+		data, err := f.block(offset / fileBlock)
 		if err != nil {
 			return total, err
 		}
-		n := copy(p[total:], data[offset%FileBlock:])
+		n := copy(p[total:], data[offset%fileBlock:])
 		total += n
 		offset += int64(n)
 	}
@@ -82,8 +82,8 @@ func (f *File) block(number int64) ([]byte, error) {
 		f.recent.MoveToFront(e)
 		return e.Value.(*block).data, nil
 	}
-	start := number * FileBlock
-	data := make([]byte, min(FileBlock, f.obj.Size-start))
+	start := number * fileBlock
+	data := make([]byte, min(fileBlock, f.obj.Size-start))
 	r := newRangeReader(f.ctx, f.src, f.obj, start, start+int64(len(data)), f.opts)
 	defer r.Close()
 	if _, err := io.ReadFull(r, data); err != nil {
@@ -110,7 +110,7 @@ func (f *File) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	// No more than the block at hand: a short read now is better than waiting for the next request.
-	p = p[:min(int64(len(p)), FileBlock-f.offset%FileBlock, f.obj.Size-f.offset)]
+	p = p[:min(int64(len(p)), fileBlock-f.offset%fileBlock, f.obj.Size-f.offset)]
 	n, err := f.ReadAt(p, f.offset)
 	f.offset += int64(n)
 	return n, err

@@ -227,7 +227,7 @@ func TestReaderIsAReader(t *testing.T) {
 }
 
 func TestFile(t *testing.T) {
-	for _, size := range []int{0, 1, FileBlock - 1, FileBlock, 3*FileBlock + 17} {
+	for _, size := range []int{0, 1, fileBlock - 1, fileBlock, 3*fileBlock + 17} {
 		src := &scripted{data: content(size)}
 		if err := iotest.TestReader(NewFile(t.Context(), src, src.object(), ReaderOptions{}), src.data); err != nil {
 			t.Errorf("%d bytes: %v", size, err)
@@ -236,10 +236,10 @@ func TestFile(t *testing.T) {
 }
 
 func TestFileAsksOncePerBlock(t *testing.T) {
-	src := &scripted{data: content(40 * FileBlock)}
+	src := &scripted{data: content(40 * fileBlock)}
 	f := NewFile(t.Context(), src, src.object(), ReaderOptions{})
 	buf := make([]byte, 8)
-	for _, offset := range []int64{0, 8, 100, 40*FileBlock - 8, 4, 40*FileBlock - 100} {
+	for _, offset := range []int64{0, 8, 100, 40*fileBlock - 8, 4, 40*fileBlock - 100} {
 		if _, err := f.ReadAt(buf, offset); err != nil {
 			t.Fatal(err)
 		}
@@ -247,7 +247,7 @@ func TestFileAsksOncePerBlock(t *testing.T) {
 	if len(src.opens) != 2 {
 		t.Errorf("opened %q, want the first block and the last", src.opens)
 	}
-	for offset := int64(0); offset < f.Size(); offset += FileBlock {
+	for offset := int64(0); offset < f.Size(); offset += fileBlock {
 		if _, err := f.ReadAt(buf, offset); err != nil {
 			t.Fatal(err)
 		}

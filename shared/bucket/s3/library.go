@@ -25,7 +25,6 @@ type Library struct {
 	prefix string // empty, or ends in "/"
 
 	sumless atomic.Bool // the server does not tell the checksum of what it copies
-	refused sync.Map    // bucket → struct{}: the library's account could not read there
 }
 
 var _ bucket.Library = (*Library)(nil)
@@ -207,36 +206,19 @@ func (l *Library) CopyFrom(
 	if err := bucket.CheckKey(key); err != nil {
 		return bucket.Stored{}, fmt.Errorf("copy: %w", err)
 	}
-	from, ok := l.neighbour(src)
-	if !ok {
+	from, ok := bucket.As[*Source](src)
+	if !ok || from.client.endpoint != l.client.endpoint || from.client.region != l.client.region {
 		return bucket.Stored{}, fmt.Errorf("copy %q: source is not in the same storage: %w", obj.Path, errors.ErrUnsupported)
 	}
 	copied, err := l.copy(ctx, key, from.client.name, obj, progress.Report())
 	if class := bucket.ClassOf(err); class == bucket.ClassPermission || class == bucket.ClassUnreadable {
 		// The one account may not read there. The caller has both accounts, and can still carry the bytes over.
-		l.refused.Store(from.client.name, struct{}{})
 		err = fmt.Errorf("%w: %v", errors.ErrUnsupported, err) //nolint:errorlint // no longer one of permission
 	}
 	if err != nil {
 		return bucket.Stored{}, fmt.Errorf("copy %q to %q: %w", obj.Path, key, err)
 	}
 	return bucket.Stored{Key: key, URI: l.URI(key), Size: copied.Size, CRC32C: copied.CRC32C}, nil
-}
-
-// neighbour returns the source if it is in the library's own storage.
-func (l *Library) neighbour(src bucket.Source) (*Source, bool) {
-	from, ok := bucket.As[*Source](src)
-	return from, ok && from.client.endpoint == l.client.endpoint && from.client.region == l.client.region
-}
-
-// Near implements bucket.Near.
-func (l *Library) Near(src bucket.Source) bool {
-	from, ok := l.neighbour(src)
-	if !ok || l.sumless.Load() {
-		return false
-	}
-	_, refused := l.refused.Load(from.client.name)
-	return !refused
 }
 
 func (l *Library) copy(
