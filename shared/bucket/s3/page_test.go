@@ -52,7 +52,7 @@ func TestTakeObjects(t *testing.T) {
 		"CDATA":         strings.Replace(answer("a"), ">a<", "><![CDATA[a]]><", 1),
 		"attributes":    strings.Replace(answer("a"), "<Contents>", `<Contents x="1">`, 1),
 		"a name within": strings.Replace(answer("a"), ">a<", "><b>a</b><", 1),
-		"no end":        answer("a")[:strings.Index(answer("a"), "</Contents>")],
+		"no end":        strings.Replace(answer("a"), "</Contents>", "", 1),
 		"no key":        strings.Replace(answer("a"), "<Key>a</Key>", "", 1),
 		"no number":     strings.Replace(answer("a"), "<Size>0<", "<Size>many<", 1),
 		"no time":       strings.Replace(answer("a"), "2026", "once", 1),
