@@ -131,6 +131,8 @@ type Sources interface {
 	Source(ctx context.Context, connectorID string) (bucket.Source, store.Connector, error)
 	// Open opens a source that the caller closes; nothing is taken from or put in a cache.
 	Open(ctx context.Context, c store.Connector) (bucket.Source, error)
+	// TryWriting writes an object below the connector's export path and deletes it again, and says whether it is left.
+	TryWriting(ctx context.Context, c store.Connector) (key string, left bool, err error)
 	// CheckDir returns the cleaned form of a folder that a connector may name. Its error is for people.
 	CheckDir(path string) (clean string, err error)
 	// Announce says what has the storage of a connector tell of its changes, and with create sets it up where it can.

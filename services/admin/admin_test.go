@@ -240,6 +240,12 @@ func (s *sources) Source(ctx context.Context, id string) (bucket.Source, store.C
 	return src, c, err
 }
 
+func (s *sources) TryWriting(context.Context, store.Connector) (string, bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return "out/test.txt", false, s.err
+}
+
 func (s *sources) CheckDir(path string) (string, error) {
 	if !strings.HasPrefix(path, "/allowed") {
 		return "", fmt.Errorf("folder %q is not inside a folder given with --allow-dir", path)

@@ -133,7 +133,7 @@ func (a *Admin) connectorRoutes() {
 	register(a, route{method: "GET", path: "/connectors/{connector_id}", scope: read, tag: tag, summary: "Get a connector"}, a.getConnector)
 	register(a, route{
 		method: "POST", path: "/connectors/{connector_id}/test", scope: write, tag: tag, timeout: testTimeout + requestTimeout,
-		summary: "Test a connector", about: "Opens the storage, lists it and reads a byte, and says which of these steps failed, and why. 200 whether that works or not; the outcome is also stored with the connector.",
+		summary: "Test a connector", about: "Opens the storage, lists it, reads a byte, writes and deletes a small object below export_base_path where the connector has the scope export, and says which of these steps failed, and why. 200 whether that works or not; the outcome is also stored with the connector.",
 	}, a.testConnector)
 	register(a, route{
 		method: "POST", path: "/connectors/{connector_id}/browse", scope: read, tag: tag, timeout: browseTimeout,
@@ -251,11 +251,46 @@ func (a *Admin) testConnector(ctx context.Context, in *connectorPath) (*body[con
 	return &body[connectorTest]{connectorTest{Success: failure == "", ErrorMessage: orNull(failure), Steps: steps}}, nil
 }
 
-// try opens the storage afresh, lists up to one object and reads a byte of it; it returns what it did, up to the first step
-// that failed.
+// try opens the storage afresh, lists up to one object, reads a byte of it, and writes where exports would go, as far as the
+// scopes say that this is wanted; it returns what it did, up to the first step that failed.
 func (a *Admin) try(ctx context.Context, c store.Connector) []testStep {
 	ctx, cancel := context.WithTimeout(ctx, testTimeout)
 	defer cancel()
+	steps := a.tryReading(ctx, c)
+	if c.HasScope(scopeExport) && steps[len(steps)-1].OK {
+		steps = append(steps, a.tryWriting(ctx, c))
+	}
+	return steps
+}
+
+// writeStep is what the step begins with that writes.
+const writeStep = "write an object"
+
+func (a *Admin) tryWriting(ctx context.Context, c store.Connector) testStep {
+	key, left, err := a.deps.Sources.TryWriting(ctx, c)
+	step := testStep{What: fmt.Sprintf("%s below the export path, %q, and delete it again", writeStep, key)}
+	switch {
+	case err != nil:
+		return step.failed(writeRemedy(c, err))
+	case left:
+		return step.worked("it was written and cannot be deleted, which exports do not need: it is still there")
+	}
+	return step.worked("exports can be written")
+}
+
+// writeRemedy is remedy for what was refused to be written.
+func writeRemedy(c store.Connector, err error) string {
+	right := map[string]string{
+		"gcs": "the role roles/storage.objectUser", "s3": "the action s3:PutObject", "azure": "the role Storage Blob Data Contributor",
+	}[c.Provider]
+	if bucket.ClassOf(err) != bucket.ClassPermission || right == "" {
+		return remedy(c, err)
+	}
+	return fmt.Sprintf("The credentials do not allow writing to the %s: give them %s on it, or take the scope export from the connector. (%s)",
+		placeOf(c), right, shortened(err.Error()))
+}
+
+func (a *Admin) tryReading(ctx context.Context, c store.Connector) []testStep {
 	open := testStep{What: "open the " + placeOf(c) + " with the connector's credentials"}
 	src, err := a.deps.Sources.Open(ctx, c)
 	if err != nil {
@@ -309,6 +344,8 @@ func failureOf(steps []testStep) string {
 		return ""
 	case len(steps) < 3:
 		return last.Found
+	case strings.HasPrefix(last.What, writeStep):
+		return "Could not " + last.What + ". " + last.Found
 	default:
 		return "Listing works, reading does not: could not " + last.What + ". " + last.Found
 	}

@@ -24,6 +24,7 @@ type badStorage struct {
 	put     func(name string, data []byte)
 
 	reads   func(*http.Request) bool
+	tried   int // steps of a connector test that goes well
 	refused []refusedStep
 	spoiled map[string]spoilt // objects that cannot be had, by name
 }
@@ -60,7 +61,7 @@ func TestBadStorage(t *testing.T) {
 			p.connector = s.connect(p)
 			png := sample(t, "photo.png")
 			s.put("fine.png", png)
-			for _, r := range append(s.refused, refusedStep{name: "nothing", steps: 3}) {
+			for _, r := range append(s.refused, refusedStep{name: "nothing", steps: s.tried}) {
 				if r.fault != nil {
 					match := r.match
 					if match == nil {
@@ -136,6 +137,7 @@ func badGCS(t *testing.T) badStorage {
 		heal:   s.Heal,
 		put:    func(name string, data []byte) { s.Put("drops", name, data) },
 		reads:  gcstest.Reads,
+		tried:  3,
 		refused: []refusedStep{
 			{"a bucket of another project", gcstest.Listings, gcstest.Status(403, "forbidden", "x does not have access to the bucket."), 2,
 				[]string{"storage.objects.list", "roles/storage.objectViewer", "another project than \"mine\""}},
@@ -151,12 +153,16 @@ func badGCS(t *testing.T) badStorage {
 	}
 }
 
+func method(m string) func(*http.Request) bool {
+	return func(r *http.Request) bool { return r.Method == m }
+}
+
 func badS3(t *testing.T) badStorage {
 	s := s3test.Fake(t, "drops")
 	return badStorage{
 		connect: func(p *pipeline) string {
 			return p.create("/connectors/s3", "connector_id", obj{
-				"name": "Drops", "bucket": "drops", "endpoint_url": s.URL, "import_mode": "new_only",
+				"name": "Drops", "scopes": []string{"import", "export"}, "export_base_path": "out", "bucket": "drops", "endpoint_url": s.URL, "import_mode": "new_only",
 				"aws_access_key_id": s3test.AccessKeyID, "aws_secret_access_key": s3test.SecretAccessKey,
 			})
 		},
@@ -164,6 +170,7 @@ func badS3(t *testing.T) badStorage {
 		heal:   s.Heal,
 		put:    func(name string, data []byte) { s.Put(t, "drops", name, data) },
 		reads:  s3test.Reads,
+		tried:  4,
 		refused: []refusedStep{
 			{"a bucket of another account", s3test.Listings, s3test.Status(403, "AccessDenied", "Access Denied"), 2, []string{"s3:ListBucket", "another account's"}},
 			{"a right to list and not to read", s3test.Reads, s3test.Status(403, "AccessDenied", "Access Denied"), 3,
@@ -171,7 +178,9 @@ func badS3(t *testing.T) badStorage {
 			{"no such bucket", nil, s3test.Status(404, "NoSuchBucket", "The specified bucket does not exist"), 2, []string{"\"drops\" does not exist"}},
 			{"another region", nil, s3test.Status(301, "PermanentRedirect", "...", "X-Amz-Bucket-Region", "eu-west-1"), 2, []string{"it is in eu-west-1"}},
 			{"a clock that is wrong", nil, s3test.Status(403, "RequestTimeTooSkewed", "..."), 2, []string{"the clock of this machine is wrong"}},
-			{"an archived object", s3test.Reads, s3test.Status(403, "InvalidObjectState", "..."), 3, nil},
+			{"an archived object", s3test.Reads, s3test.Status(403, "InvalidObjectState", "..."), 4, nil},
+			{"a right to read and not to write", method(http.MethodPut), s3test.Status(403, "AccessDenied", "Access Denied"), 4,
+				[]string{"Could not write an object", `"out/millrace-test-`, "s3:PutObject", "scope export"}},
 		},
 		spoiled: map[string]spoilt{
 			"cold.png":      {s3test.Status(403, "InvalidObjectState", "The operation is not valid for the object's storage class"), "archived", []string{"restore it"}},
@@ -192,6 +201,7 @@ func badAzure(t *testing.T) badStorage {
 		heal:   s.Heal,
 		put:    func(name string, data []byte) { s.Put("drops", name, data) },
 		reads:  azuretest.Reads,
+		tried:  3,
 		refused: []refusedStep{
 			{"no role", azuretest.Listings, azuretest.Status(403, "AuthorizationPermissionMismatch"), 2, []string{"Storage Blob Data Reader"}},
 			{"a right to list and not to read", azuretest.Reads, azuretest.Status(403, "AuthorizationPermissionMismatch"), 3,

@@ -22,6 +22,37 @@ func StreamsOf(src Source) int {
 	return 1
 }
 
+// Summed is implemented by sources that know checksums which their listings do not tell. What is read in several requests
+// is held against nothing else.
+type Summed interface {
+	// Sum returns what the bytes of a version are to be held against, which takes anything if the storage knows nothing of
+	// the kind. Its errors are those of Open.
+	Sum(ctx context.Context, path, version string) (Sum, error)
+}
+
+// Sum is a checksum of bytes that are written to it in order. Write never fails; Check returns an error wrapping
+// ErrChecksum if they are not what they should be.
+type Sum interface {
+	io.Writer
+	Check() error
+}
+
+// wanted is the checksum that an object brought along.
+type wanted struct {
+	*Hash
+	want Want
+}
+
+func (w wanted) Check() error { return w.Hash.Check(w.want) }
+
+// sumOf returns what an object is held against as far as it is known without asking, nil: not at all.
+func sumOf(obj Object) Sum {
+	if obj.CRC32C == "" {
+		return nil
+	}
+	return wanted{NewChecksum(), obj.Want()}
+}
+
 // AheadPart is what one request of an Ahead brings, in bytes.
 const AheadPart = 4 << 20
 
@@ -78,7 +109,8 @@ type Ahead struct {
 	at    *part // that is being consumed
 	rest  []byte
 	n     int64
-	hash  *Hash
+	sums  Summed // asked for sum before the first byte; nil: nobody to ask
+	sum   Sum    // nil: nothing to hold it against
 	err   error
 	seen  func(int64)
 }
@@ -96,18 +128,21 @@ func NewReading(ctx context.Context, src Source, obj Object, opts ReaderOptions,
 	if budget == nil || streams < 2 || obj.Version == "" || obj.Size < 2*budget.size {
 		return NewReader(ctx, src, obj, opts)
 	}
+	var sums Summed
+	if obj.CRC32C == "" {
+		sums, _ = As[Summed](src)
+	}
 	bufs := budget.take(int(min(int64(streams), (obj.Size+budget.size-1)/budget.size)))
 	if len(bufs) < 2 {
 		budget.give(bufs...)
-		return NewReader(ctx, src, obj, opts)
+		r := NewReader(ctx, src, obj, opts)
+		r.sums = sums
+		return r
 	}
 	opts = opts.withDefaults()
 	a := &Ahead{
-		obj: obj, budget: budget, seen: opts.OnProgress,
+		obj: obj, budget: budget, seen: opts.OnProgress, sums: sums, sum: sumOf(obj),
 		parts: make(chan *part, len(bufs)), free: make(chan []byte, len(bufs)),
-	}
-	if obj.CRC32C != "" {
-		a.hash = NewChecksum()
 	}
 	a.ctx, a.cancel = context.WithCancel(ctx)
 	for _, b := range bufs {
@@ -164,8 +199,8 @@ func (a *Ahead) Read(p []byte) (int, error) {
 	n := copy(p, a.rest)
 	a.rest = a.rest[n:]
 	a.n += int64(n)
-	if a.hash != nil {
-		a.hash.Write(p[:n])
+	if a.sum != nil {
+		_, _ = a.sum.Write(p[:n])
 	}
 	a.seen(int64(n))
 	return n, nil
@@ -173,6 +208,13 @@ func (a *Ahead) Read(p []byte) (int, error) {
 
 // next waits for the next part.
 func (a *Ahead) next() error {
+	if a.sums != nil { // while the first parts are on their way
+		sum, err := a.sums.Sum(a.ctx, a.obj.Path, a.obj.Version)
+		if err != nil {
+			return err
+		}
+		a.sums, a.sum = nil, sum
+	}
 	if a.at != nil {
 		a.free <- a.at.buf
 		a.at = nil
@@ -182,8 +224,8 @@ func (a *Ahead) next() error {
 		if a.n < a.obj.Size {
 			return fmt.Errorf("read %q at %d of %d: %w", a.obj.Path, a.n, a.obj.Size, a.ctx.Err())
 		}
-		if a.hash != nil {
-			if err := a.hash.Check(a.obj.Want()); err != nil {
+		if a.sum != nil {
+			if err := a.sum.Check(); err != nil {
 				return fmt.Errorf("read %q: %w", a.obj.Path, err)
 			}
 		}

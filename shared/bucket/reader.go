@@ -82,7 +82,8 @@ type Reader struct {
 	pause              time.Duration
 	spent              time.Duration // in reads since it was last looked how much they brought,
 	brought            int64         // which is this
-	hash               *Hash         // nil: not the whole object, or no checksum to hold it against
+	sums               Summed        // asked for sum before the first byte; nil: nobody to ask
+	sum                Sum           // nil: not the whole object, or no checksum to hold it against
 	err                error         // what every further Read returns
 }
 
@@ -90,9 +91,7 @@ type Reader struct {
 // all its reads; the caller closes it.
 func NewReader(ctx context.Context, src Source, obj Object, opts ReaderOptions) *Reader {
 	r := newRangeReader(ctx, src, obj, 0, obj.Size, opts)
-	if obj.CRC32C != "" {
-		r.hash = NewChecksum()
-	}
+	r.sum = sumOf(obj)
 	return r
 }
 
@@ -128,8 +127,8 @@ func (r *Reader) Read(p []byte) (int, error) {
 			r.offset += int64(n)
 			r.trickles(time.Since(start), n)
 			r.failures = 0
-			if r.hash != nil {
-				r.hash.Write(p[:n])
+			if r.sum != nil {
+				_, _ = r.sum.Write(p[:n])
 			}
 			if err != nil {
 				r.broke(err) // the next Read deals with it
@@ -188,6 +187,13 @@ func (r *Reader) read(p []byte) (int, error) {
 			return 0, r.ctx.Err()
 		}
 	}
+	if r.sums != nil {
+		sum, err := r.sums.Sum(r.ctx, r.obj.Path, r.obj.Version)
+		if err != nil {
+			return 0, err
+		}
+		r.sums, r.sum = nil, sum
+	}
 	if r.body == nil {
 		body, err := r.src.Open(r.ctx, r.obj.Path, r.obj.Version, r.offset, r.want())
 		if err != nil {
@@ -207,9 +213,10 @@ func (r *Reader) read(p []byte) (int, error) {
 	return n, err
 }
 
-// want is the length to open: all of a whole object, because drivers can check more that way.
+// want is the length to open: all of a whole object, because drivers can check more that way. Of a part they may be able
+// to check that.
 func (r *Reader) want() int64 {
-	if r.end == r.obj.Size {
+	if r.start == 0 && r.end == r.obj.Size {
 		return -1
 	}
 	return r.end - r.offset
@@ -218,10 +225,10 @@ func (r *Reader) want() int64 {
 // judge returns the error that err means for the Reader, or nil if it is worth another attempt.
 func (r *Reader) judge(err error) error {
 	if atEnd(err) && r.offset == r.end {
-		if r.hash == nil {
+		if r.sum == nil {
 			return io.EOF
 		}
-		if err := r.hash.Check(r.obj.Want()); err != nil {
+		if err := r.sum.Check(); err != nil {
 			return fmt.Errorf("read %q: %w", r.obj.Path, err)
 		}
 		return io.EOF

@@ -2,6 +2,7 @@ package connector
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -57,6 +58,23 @@ func (o *Opener) Writer(ctx context.Context, c store.Connector) (Writer, error) 
 		return azure.NewLibrary(cfg)
 	}
 	return nil, fmt.Errorf("connector %s: provider %q: %w", c.ID, c.Provider, errors.ErrUnsupported)
+}
+
+// TryWriting writes a small object below the connector's export path and deletes it again. It returns the key, and whether it
+// was left there, as exports need no right to delete.
+func (o *Opener) TryWriting(ctx context.Context, c store.Connector) (key string, left bool, err error) {
+	key = ExportKey(c.ExportBasePath, "", "millrace-test-"+strings.ToLower(rand.Text())+".txt")
+	w, err := o.Writer(ctx, c)
+	if err != nil {
+		return key, false, err
+	}
+	defer func() { err = errors.Join(err, w.Close()) }()
+	text := "Written by Millrace to see whether exports can be. It may be deleted.\n"
+	if _, err := w.Put(ctx, key, strings.NewReader(text), bucket.Want{Size: int64(len(text)), ContentType: "text/plain"}); err != nil {
+		return key, false, err
+	}
+	lib, ok := w.(bucket.Library)
+	return key, !ok || lib.Delete(ctx, key) != nil, nil
 }
 
 // maxExportPath bounds a path of exports, in bytes, so that two of them and a file name still make a key.

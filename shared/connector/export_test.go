@@ -2,7 +2,9 @@ package connector
 
 import (
 	"errors"
+	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"millrace/shared/secret"
@@ -43,5 +45,30 @@ func TestEveryProvider(t *testing.T) {
 	}
 	if _, err := o.Writer(t.Context(), store.Connector{ID: "c", Provider: "ftp"}); !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("unknown provider: %v", err)
+	}
+}
+
+// What tries to write leaves nothing behind, and says what is in its way.
+func TestTryWriting(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	o, err := New(Config{AllowDirs: []string{dir}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := store.Connector{ID: "c", Provider: "dir", Path: dir, ExportBasePath: "out/here"}
+	key, left, err := o.TryWriting(t.Context(), c)
+	if err != nil || left || !strings.HasPrefix(key, "out/here/millrace-test-") {
+		t.Errorf("%q, left %v, %v", key, left, err)
+	}
+	if files, err := os.ReadDir(filepath.Join(dir, "out/here")); err != nil || len(files) != 0 {
+		t.Errorf("there are %v, %v", files, err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.ExportBasePath = "file"
+	if _, _, err := o.TryWriting(t.Context(), c); err == nil {
+		t.Error("below a file there is room")
 	}
 }

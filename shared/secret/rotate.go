@@ -2,6 +2,7 @@ package secret
 
 import (
 	"bytes"
+	"context"
 	"crypto/hkdf"
 	"crypto/sha256"
 	"encoding/base64"
@@ -35,6 +36,10 @@ type keyFile struct {
 }
 
 func parse(content []byte) (*keys, error) {
+	content, _, err := unwrap(context.Background(), content)
+	if err != nil {
+		return nil, err
+	}
 	var f keyFile
 	if err := json.Unmarshal(content, &f); err != nil {
 		return nil, fmt.Errorf("%w: not JSON", ErrKeyFile) // the error could quote it
@@ -99,9 +104,14 @@ const (
 	Drop Step = "drop"
 )
 
-// Take returns the content of a key file after a step, and whether that changed anything.
+// Take returns the content of a key file after a step, and whether that changed anything. What a key management service has
+// encrypted is so again.
 func (s Step) Take(content []byte) (_ []byte, changed bool, err error) {
-	k, err := parse(content)
+	plain, uri, err := unwrap(context.Background(), content)
+	if err != nil {
+		return nil, false, err
+	}
+	k, err := parse(plain)
 	if err != nil {
 		return nil, false, err
 	}
@@ -137,6 +147,9 @@ func (s Step) Take(content []byte) (_ []byte, changed bool, err error) {
 		return nil, false, err
 	}
 	out, err := json.Marshal(keyFile{Keyset: set, Root: base64.StdEncoding.EncodeToString([]byte(k.root.Reveal()))})
+	if err == nil && uri != "" {
+		out, err = Wrap(context.Background(), out, uri)
+	}
 	return out, true, err
 }
 

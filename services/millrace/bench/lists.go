@@ -4,11 +4,14 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/xml"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -16,6 +19,7 @@ import (
 	"millrace/services/scanner"
 	"millrace/shared/bucket"
 	"millrace/shared/bucket/gcs"
+	"millrace/shared/bucket/s3"
 	"millrace/shared/match"
 	"millrace/shared/store"
 )
@@ -26,22 +30,41 @@ const bucketName = "rushes"
 // storages are what is listed, each served by this process.
 var storages = []largeStorage{
 	{
-		"Google's API", func(n int) http.Handler { return generator{n} },
+		"Google's API", "gcs", func(n int) http.Handler { return generator{n} },
 		func(endpoint string) string {
 			return fmt.Sprintf(`:gcs,anonymous=true,endpoint="%s/storage/v1/":%s`, endpoint, bucketName)
+		},
+		func(ctx context.Context, endpoint string) (bucket.Source, error) {
+			return gcs.NewSource(ctx, gcs.Config{Bucket: bucketName, Endpoint: endpoint})
+		},
+	},
+	{
+		"S3's API", "s3", func(n int) http.Handler { return s3Generator{generator{n}} },
+		func(endpoint string) string {
+			return fmt.Sprintf(`:s3,provider=Other,list_version=2,force_path_style=true,access_key_id=%s,secret_access_key=%s,region=%s,endpoint=%q:%s`,
+				s3ID, s3Secret, gatewayRegion, endpoint, bucketName)
+		},
+		func(ctx context.Context, endpoint string) (bucket.Source, error) {
+			return s3.NewSource(ctx, s3.Config{Bucket: bucketName, Endpoint: endpoint, AccessKeyID: s3ID, SecretAccessKey: s3Secret})
 		},
 	},
 }
 
 type largeStorage struct {
-	name   string
-	serve  func(objects int) (handler http.Handler)
-	rclone func(endpoint string) (remote string)
+	name, kind string
+	serve      func(objects int) (handler http.Handler)
+	rclone     func(endpoint string) (remote string)
+	source     func(ctx context.Context, endpoint string) (bucket.Source, error)
 }
 
-// WriteNames lists the bucket at an endpoint as a scan does.
-func WriteNames(ctx context.Context, endpoint string, w io.Writer) error {
-	src, err := gcs.NewSource(ctx, gcs.Config{Bucket: bucketName, Endpoint: endpoint})
+// WriteNames lists the bucket at an address, the kind of its API and where that is, as a scan does.
+func WriteNames(ctx context.Context, address string, w io.Writer) error {
+	kind, endpoint, _ := strings.Cut(address, "+")
+	i := slices.IndexFunc(storages, func(s largeStorage) bool { return s.kind == kind })
+	if i < 0 {
+		return fmt.Errorf("%q is no address of a bucket", address)
+	}
+	src, err := storages[i].source(ctx, endpoint)
 	if err != nil {
 		return err
 	}
@@ -112,7 +135,7 @@ func (l *lab) listed(ctx context.Context, s largeStorage, rclone string) ([]Row,
 	}
 	p, err := l.alternate(
 		func(int) (rate float64, err error) {
-			rate, peak, err = l.lines(ctx, n, l.program, "bench", "--names", endpoint)
+			rate, peak, err = l.lines(ctx, n, l.program, "bench", "--names", s.kind+"+"+endpoint)
 			return rate, err
 		},
 		func(int) (rate float64, err error) {
@@ -240,40 +263,47 @@ func (g generator) at(path string) int {
 
 var listPath = "/storage/v1/b/" + bucketName + "/o"
 
+// page calls item for each object, and folder for what stands for those below it, of a page from number i on. It returns
+// where the next begins, which is g.objects when there is none.
+func (g generator) page(i int, prefix, delimiter, most string, item func(name []byte, i int), folder func(string)) (next int) {
+	page := 1000
+	if n, err := strconv.Atoi(most); err == nil && n > 0 && n < page {
+		page = n
+	}
+	var name []byte
+	for n := 0; i < g.objects && n < page; n++ {
+		name = g.appendPath(name[:0], i)
+		rest, ok := strings.CutPrefix(string(name), prefix)
+		if !ok {
+			return g.objects
+		}
+		if below, _, is := strings.Cut(rest, "/"); is && delimiter == "/" {
+			folder(prefix + below + "/")
+			i = g.at(prefix + below + "0") // "0" comes behind "/"
+			continue
+		}
+		item(name, i)
+		i++
+	}
+	return i
+}
+
 func (g generator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path != listPath {
 		http.NotFound(w, r)
 		return
 	}
 	q := r.URL.Query()
-	prefix, delimiter := q.Get("prefix"), q.Get("delimiter")
+	prefix := q.Get("prefix")
 	i := g.at(max(prefix, q.Get("startOffset")))
 	if t := q.Get("pageToken"); t != "" {
 		i, _ = strconv.Atoi(t)
 	}
 	few := strings.Contains(q.Get("fields"), "items")
-	page := 1000
-	if n, err := strconv.Atoi(q.Get("maxResults")); err == nil && n > 0 && n < page {
-		page = n
-	}
 	var items, prefixes []byte
-	var name []byte
-	n := 0
-	for ; i < g.objects && n < page; n++ {
-		name = g.appendPath(name[:0], i)
-		rest, ok := strings.CutPrefix(string(name), prefix)
-		if !ok {
-			i = g.objects
-			break
-		}
-		if folder, _, below := strings.Cut(rest, "/"); below && delimiter == "/" {
-			prefixes = fmt.Appendf(prefixes, `%q,`, prefix+folder+"/")
-			i = g.at(prefix + folder + "0") // "0" comes behind "/"
-			continue
-		}
-		items = g.appendItem(items, name, i, few)
-		i++
-	}
+	i = g.page(i, prefix, q.Get("delimiter"), q.Get("maxResults"),
+		func(name []byte, i int) { items = g.appendItem(items, name, i, few) },
+		func(folder string) { prefixes = fmt.Appendf(prefixes, `%q,`, folder) })
 	out := append([]byte(`{"kind":"storage#objects"`), list(`,"items":[`, items)...)
 	out = append(out, list(`,"prefixes":[`, prefixes)...)
 	if i < g.objects {
@@ -302,4 +332,56 @@ func (generator) appendItem(to, name []byte, i int, few bool) []byte {
 			bucketName, name, generation, api, name, api, name, generation, bucketName)
 	}
 	return append(to, "},"...)
+}
+
+// s3Generator is the listing of S3's API, in its second version, over the same bucket.
+type s3Generator struct{ generator }
+
+func (g s3Generator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	w.Header().Set("Content-Type", "application/xml")
+	out := []byte(xml.Header)
+	switch {
+	case strings.Trim(r.URL.Path, "/") != bucketName:
+		http.NotFound(w, r)
+		return
+	case q.Has("versioning"):
+		_, _ = w.Write(append(out, `<VersioningConfiguration xmlns="http://s3.amazonaws.com/doc/2006-03-01/"/>`...))
+		return
+	}
+	prefix := q.Get("prefix")
+	i := g.at(prefix)
+	if after := q.Get("start-after"); after >= prefix && after != "" {
+		i = g.at(after + "\x00")
+	}
+	if t := q.Get("continuation-token"); t != "" {
+		i, _ = strconv.Atoi(t)
+	}
+	spell := func(s string) string { return s }
+	if q.Get("encoding-type") == "url" {
+		spell = url.QueryEscape
+	}
+	var body []byte
+	n := 0
+	i = g.page(i, prefix, q.Get("delimiter"), q.Get("max-keys"),
+		func(name []byte, i int) {
+			n++
+			body = fmt.Appendf(body, `<Contents><Key>%s</Key><LastModified>2026-03-01T12:00:00.000Z</LastModified><ETag>&quot;%032x&quot;</ETag><Size>%d</Size><StorageClass>STANDARD</StorageClass></Contents>`,
+				spell(string(name)), i, 1<<20+i)
+		},
+		func(folder string) {
+			n++
+			body = fmt.Appendf(body, `<CommonPrefixes><Prefix>%s</Prefix></CommonPrefixes>`, spell(folder))
+		})
+	out = fmt.Appendf(out, `<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>%s</Name><Prefix>%s</Prefix><KeyCount>%d</KeyCount><MaxKeys>1000</MaxKeys>`,
+		bucketName, spell(prefix), n)
+	if q.Get("encoding-type") == "url" {
+		out = append(out, `<EncodingType>url</EncodingType>`...)
+	}
+	if i < g.objects {
+		out = fmt.Appendf(out, `<IsTruncated>true</IsTruncated><NextContinuationToken>%d</NextContinuationToken>`, i)
+	} else {
+		out = append(out, `<IsTruncated>false</IsTruncated>`...)
+	}
+	_, _ = w.Write(append(append(out, body...), `</ListBucketResult>`...))
 }

@@ -19,7 +19,7 @@ type benchCommand struct {
 
 	// What the bench starts this program for.
 	Figure string `hidden:"" help:"Measure one figure in this process and print it as JSON."`
-	Names  string `hidden:"" help:"List the bucket at this address as a scan does, a name per line."`
+	Names  string `hidden:"" help:"List the bucket at this address, gcs+URL or s3+URL, as a scan does, a name per line."`
 	Alone  string `hidden:"" help:"Start the broker of this data folder alone and print how that went as JSON." type:"path"`
 }
 

@@ -105,12 +105,13 @@ func (c *secretsReseal) Run(ctx context.Context) error {
 type secretsKey struct {
 	New            bool   `help:"Make a new key, in place of changing one." xor:"step"`
 	Step           string `help:"add, promote or drop. After each of the first two all services must get the result before the next; before drop, run reseal." enum:",add,promote,drop" default:"" placeholder:"STEP" xor:"step"`
+	KMS            string `name:"kms" help:"Have a key management service encrypt it: aws-kms://arn:aws:kms:REGION:ACCOUNT:key/ID or gcp-kms://projects/P/locations/L/keyRings/R/cryptoKeys/K. Services that are given the result, with --secrets-key or --secrets-key-data, need the right to decrypt with that key." placeholder:"URI"`
 	SecretsKey     string `help:"The key file." placeholder:"FILE" type:"path"`
 	SecretsKeyData string `help:"Its content, in place of a file." placeholder:"KEY" secret:"yes"`
 }
 
 // Run prints the content of a key file on one line.
-func (c *secretsKey) Run() (err error) {
+func (c *secretsKey) Run(ctx context.Context) (err error) {
 	content := []byte(c.SecretsKeyData)
 	switch {
 	case c.New:
@@ -122,6 +123,9 @@ func (c *secretsKey) Run() (err error) {
 	}
 	if err == nil && c.Step != "" {
 		content, _, err = secret.Step(c.Step).Take(content)
+	}
+	if err == nil && c.KMS != "" {
+		content, err = secret.Wrap(ctx, content, c.KMS)
 	}
 	if err == nil {
 		_, err = secret.StateOf(content)

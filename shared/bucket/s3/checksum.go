@@ -7,19 +7,16 @@ import (
 	"fmt"
 	"hash"
 	"hash/crc32"
-	"hash/crc64"
 	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+	"github.com/minio/crc64nvme"
 
 	"millrace/shared/bucket"
 )
 
-var (
-	castagnoli = crc32.MakeTable(crc32.Castagnoli)
-	nvme       = crc64.MakeTable(0x9a6c9329ac4bc9b5) // CRC-64/NVME, reflected
-)
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // checksum is what the bytes of an object add up to, and should. A nil one knows nothing and is always right.
 type checksum struct {
@@ -28,10 +25,24 @@ type checksum struct {
 	hash hash.Hash
 }
 
+// sums are the checksums that an answer may carry.
+type sums struct {
+	crc32c, nvme, crc32, sha256, sha1 *string
+	kind                              types.ChecksumType
+}
+
+func sumsOfGet(o *s3.GetObjectOutput) sums {
+	return sums{o.ChecksumCRC32C, o.ChecksumCRC64NVME, o.ChecksumCRC32, o.ChecksumSHA256, o.ChecksumSHA1, o.ChecksumType}
+}
+
+func sumsOfHead(o *s3.HeadObjectOutput) sums {
+	return sums{o.ChecksumCRC32C, o.ChecksumCRC64NVME, o.ChecksumCRC32, o.ChecksumSHA256, o.ChecksumSHA1, o.ChecksumType}
+}
+
 // checksumOf returns the best of the checksums that came with an object. Those of objects in several parts may be sums of
 // sums, which says nothing about the bytes as they come; they end in the number of parts.
-func checksumOf(out *s3.GetObjectOutput) *checksum {
-	if out.ChecksumType == types.ChecksumTypeComposite {
+func checksumOf(s sums) *checksum {
+	if s.kind == types.ChecksumTypeComposite {
 		return nil
 	}
 	for _, k := range []struct {
@@ -39,11 +50,11 @@ func checksumOf(out *s3.GetObjectOutput) *checksum {
 		want *string
 		hash func() hash.Hash
 	}{
-		{"crc32c", out.ChecksumCRC32C, func() hash.Hash { return crc32.New(castagnoli) }},
-		{"crc64nvme", out.ChecksumCRC64NVME, func() hash.Hash { return crc64.New(nvme) }},
-		{"crc32", out.ChecksumCRC32, func() hash.Hash { return crc32.NewIEEE() }},
-		{"sha256", out.ChecksumSHA256, sha256.New},
-		{"sha1", out.ChecksumSHA1, sha1.New},
+		{"crc32c", s.crc32c, func() hash.Hash { return crc32.New(castagnoli) }},
+		{"crc64nvme", s.nvme, func() hash.Hash { return crc64nvme.New() }},
+		{"crc32", s.crc32, func() hash.Hash { return crc32.NewIEEE() }},
+		{"sha256", s.sha256, sha256.New},
+		{"sha1", s.sha1, sha1.New},
 	} {
 		if k.want != nil && *k.want != "" && !strings.Contains(*k.want, "-") {
 			return &checksum{name: k.name, want: *k.want, hash: k.hash()}
@@ -52,13 +63,16 @@ func checksumOf(out *s3.GetObjectOutput) *checksum {
 	return nil
 }
 
-func (c *checksum) add(p []byte) {
+// Write implements bucket.Sum.
+func (c *checksum) Write(p []byte) (int, error) {
 	if c != nil {
 		c.hash.Write(p)
 	}
+	return len(p), nil
 }
 
-func (c *checksum) check() error {
+// Check implements bucket.Sum.
+func (c *checksum) Check() error {
 	if c == nil {
 		return nil
 	}

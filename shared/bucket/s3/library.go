@@ -159,7 +159,7 @@ func (l *Library) put(ctx context.Context, key string, r io.Reader, want bucket.
 		return err
 	}
 	if err = sink.err; err == nil {
-		err = u.finish(hash.Size(), hash.CRC32C())
+		err = u.finish(hash)
 	}
 	if err != nil {
 		stop()

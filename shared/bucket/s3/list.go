@@ -110,12 +110,16 @@ func (p *pages) plain(ctx context.Context) ([]bucket.Object, bool, error) {
 	if p.token == nil {
 		in.StartAfter = optional(p.after)
 	}
-	out, err := p.client.api.ListObjectsV2(ctx, in)
+	var objects []types.Object
+	out, err := p.client.api.ListObjectsV2(ctx, in, quick(&objects))
 	if err != nil {
 		return nil, false, err
 	}
-	page := make([]bucket.Object, 0, len(out.Contents))
-	for _, o := range out.Contents {
+	if objects == nil {
+		objects = out.Contents
+	}
+	page := make([]bucket.Object, 0, len(objects))
+	for _, o := range objects {
 		obj, err := listed(out.EncodingType, o.Key, nil, o.ETag, o.Size, o.LastModified)
 		if err != nil {
 			return nil, false, err

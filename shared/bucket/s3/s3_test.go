@@ -367,6 +367,35 @@ func TestChecksums(t *testing.T) {
 	}
 }
 
+// What is read in several parts is held against a checksum all the same.
+func TestLargeChecksum(t *testing.T) {
+	t.Parallel()
+	s := s3test.Gateway(t)
+	s.CreateBucket(t, "bucket")
+	src := source(t, s, "bucket")
+	body := data(9<<20, 1)
+	s.PutSummed(t, "bucket", "a.mp4", body, types.ChecksumAlgorithmCrc64nvme)
+	read := func() error {
+		r := bucket.NewReading(t.Context(), src, stat(t, src, "a.mp4"), bucket.ReaderOptions{}, bucket.NewBudget(4))
+		defer r.Close()
+		if _, ok := r.(*bucket.Ahead); !ok {
+			t.Fatalf("it is read by a %T", r)
+		}
+		got, err := io.ReadAll(r)
+		if err == nil && !bytes.Equal(got, body) {
+			t.Errorf("%d bytes, which are others", len(got))
+		}
+		return err
+	}
+	if err := read(); err != nil {
+		t.Error(err)
+	}
+	s.Inject(1, s3test.Reads, faulttest.Corrupted)
+	if err := read(); !errors.Is(err, bucket.ErrChecksum) {
+		t.Errorf("corrupted: %v", err)
+	}
+}
+
 func TestNew(t *testing.T) {
 	t.Setenv("AWS_REGION", "")
 	t.Setenv("AWS_CONFIG_FILE", t.TempDir()+"/none")

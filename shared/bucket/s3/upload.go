@@ -13,8 +13,10 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+	"github.com/aws/smithy-go/middleware"
 
 	"millrace/shared/bucket"
 )
@@ -144,10 +146,11 @@ func (u *upload) wait() error {
 	return err
 }
 
-// finish stores what was written, which has this size and checksum.
-func (u *upload) finish(size int64, crc string) error {
+// finish stores what was written, which has this hash.
+func (u *upload) finish(hash *bucket.Hash) error {
+	size, crc := hash.Size(), hash.CRC32C()
 	if u.id == "" {
-		return u.putWhole(size, crc)
+		return u.putWhole(size, crc, hash.SHA256())
 	}
 	if len(u.filling) > 0 {
 		if err := u.flush(); err != nil {
@@ -161,16 +164,27 @@ func (u *upload) finish(size int64, crc string) error {
 }
 
 // putWhole stores what fits into a single request.
-func (u *upload) putWhole(size int64, crc string) error {
+func (u *upload) putWhole(size int64, crc, sha string) error {
 	out, err := u.library.client.api.PutObject(u.ctx, &s3.PutObjectInput{
 		Bucket: &u.library.client.name, Key: &u.key, ContentType: &u.contentType, ContentLength: &size,
 		Body: bytes.NewReader(u.filling), ChecksumAlgorithm: types.ChecksumAlgorithmCrc32c, ChecksumCRC32C: &crc,
-	})
+	}, hashed(sha))
 	if err != nil {
 		return err
 	}
 	got := bucket.Object{Size: size, CRC32C: wholeCRC32C(out.ChecksumCRC32C, out.ChecksumType)}
 	return u.library.verify(u.ctx, u.key[len(u.library.prefix):], got, size, crc)
+}
+
+// hashed tells the client the SHA-256 of a body, which it signs and would otherwise compute a second time.
+func hashed(sha string) func(*s3.Options) {
+	return s3.WithAPIOptions(func(stack *middleware.Stack) error {
+		return stack.Initialize.Add(middleware.InitializeMiddlewareFunc("hashed", func( //nolint:misspell // its own spelling
+			ctx context.Context, in middleware.InitializeInput, next middleware.InitializeHandler,
+		) (middleware.InitializeOutput, middleware.Metadata, error) {
+			return next.HandleInitialize(v4.SetPayloadHash(ctx, sha), in)
+		}), middleware.Before)
+	})
 }
 
 // complete makes an object of its parts. What became of it is looked up: not every server answers with the checksum, and
