@@ -281,6 +281,9 @@ func exportRules(o map[string]any) (wrong []string) {
 	if toConnector && o["destination_uri"] != o["gcs_uri"] || !toConnector && o["destination_uri"] != nil {
 		wrong = append(wrong, "destination_uri is not gcs_uri, or that of a download")
 	}
+	if n, _ := o["max_attempts"].(json.Number); n == "0" {
+		wrong = append(wrong, "max_attempts is 0")
+	}
 	if o["gcs_uri"] == "" {
 		wrong = append(wrong, "gcs_uri is empty")
 	}
