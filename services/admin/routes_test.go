@@ -125,7 +125,9 @@ func probes() map[string]probe {
 		"POST /connectors/{connector_id}/notify": {scope: "admin", path: func(f fixture) string { return "/connectors/" + f.connector + "/notify" }, unknown: []string{"/connectors/" + gone + "/notify"}, ok: 200, emptyOK: true,
 			body: func(fixture) any { return obj{"create": true, "name": nil} }, wrong: []obj{{"create": "yes"}, {"name": 5}, {"name": strings.Repeat("x", 81)}, {"subscription": "https://sqs.example.com/1/q"}}},
 		"POST /connectors/{connector_id}/browse": {scope: "read", path: func(f fixture) string { return "/connectors/" + f.connector + "/browse" }, unknown: []string{"/connectors/" + gone + "/browse"}, ok: 200, emptyOK: true, lists: true,
-			body:  func(fixture) any { return obj{"prefix": "", "pattern": "*.{mp4,mov}", "recursive": true, "limit": json.RawMessage("10.0")} },
+			body: func(fixture) any {
+				return obj{"prefix": "", "pattern": "*.{mp4,mov}", "recursive": true, "limit": json.RawMessage("10.0")}
+			},
 			wrong: []obj{{"prefix": 1}, {"recursive": "yes"}, {"limit": 0}, {"limit": 1001}, {"limit": 5.5}, {"limit": json.RawMessage("1e2")}, {"pattern": "["}, {"pattern": "{a"}}},
 		"POST /indexes":                              {scope: "write", path: at("/indexes"), ok: 201, body: func(fixture) any { return obj{"name": "n"} }, wrong: []obj{{"name": ""}, {"name": 1}, {"name": strings.Repeat("x", 256)}, {"name": nil}}},
 		"GET /indexes":                               {scope: "search", path: at("/indexes?include_defaults=false"), ok: 200, lists: true},

@@ -38,6 +38,24 @@ func Check(method, path string, body []byte) error {
 	return nil
 }
 
+// At walks into a body: by names, and by numbers into lists. Where there is nothing it ends with nil.
+func At(v any, path ...any) any {
+	for _, p := range path {
+		switch p := p.(type) {
+		case string:
+			m, _ := v.(map[string]any)
+			v = m[p]
+		case int:
+			l, _ := v.([]any)
+			if p >= len(l) {
+				return nil
+			}
+			v = l[p]
+		}
+	}
+	return v
+}
+
 // shapeOf finds the route of a path: where a literal and a parameter both fit, the literal wins.
 func shapeOf(method, path string) (want string, ok bool) {
 	path, _, _ = strings.Cut(path, "?")
