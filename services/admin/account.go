@@ -31,17 +31,15 @@ type usage struct {
 
 type usageHistory struct {
 	UserID  string `json:"user_id"`
-	History []any  `json:"history" nullable:"false"`
-}
-
-type usageDetails struct {
-	UserID  string `json:"user_id"`
-	Details []any  `json:"details" nullable:"false"`
+	Periods []any  `json:"periods" nullable:"false"`
 }
 
 type usageBreakdown struct {
-	UserID    string         `json:"user_id"`
-	Breakdown map[string]any `json:"breakdown" nullable:"false"`
+	UserID      string         `json:"user_id"`
+	PeriodStart string         `json:"period_start" format:"date-time"`
+	PeriodEnd   string         `json:"period_end" format:"date-time"`
+	Breakdown   map[string]any `json:"breakdown" nullable:"false"`
+	Totals      usageTotals    `json:"totals"`
 }
 
 func (a *Admin) accountRoutes() {
@@ -63,18 +61,19 @@ func (a *Admin) accountRoutes() {
 	register(a, route{method: "GET", path: "/usage", scope: read, tag: tag, summary: "Usage of this month", about: nothing}, getUsage)
 	register(a, route{method: "GET", path: "/usage/history", scope: read, tag: tag, summary: "Usage over time", about: nothing},
 		func(context.Context, *none) (*body[usageHistory], error) {
-			return &body[usageHistory]{usageHistory{UserID: owner, History: make([]any, 0)}}, nil
+			return &body[usageHistory]{usageHistory{UserID: owner, Periods: make([]any, 0)}}, nil
 		})
 	register(a, route{method: "GET", path: "/usage/details", scope: read, tag: tag, summary: "Usage, item by item", about: nothing},
-		func(context.Context, *none) (*body[usageDetails], error) {
-			return &body[usageDetails]{usageDetails{UserID: owner, Details: make([]any, 0)}}, nil
-		})
+		func(context.Context, *none) (*body[[]any], error) { return &body[[]any]{make([]any, 0)}, nil })
 	register(a, route{method: "GET", path: "/usage/breakdown", scope: read, tag: tag, summary: "Usage by kind", about: nothing},
 		func(context.Context, *none) (*body[usageBreakdown], error) {
-			return &body[usageBreakdown]{usageBreakdown{UserID: owner, Breakdown: make(map[string]any)}}, nil
+			start, end := thisMonth()
+			return &body[usageBreakdown]{usageBreakdown{
+				UserID: owner, PeriodStart: start, PeriodEnd: end, Breakdown: make(map[string]any),
+			}}, nil
 		})
 	register(a, route{method: "GET", path: "/usage/metric-types", scope: public, tag: tag, summary: "What is metered", about: nothing},
-		func(context.Context, *none) (*body[[]string], error) { return &body[[]string]{make([]string, 0)}, nil })
+		func(context.Context, *none) (*body[[]any], error) { return &body[[]any]{make([]any, 0)}, nil })
 }
 
 func (a *Admin) rateLimits(ctx context.Context, _ *none) (*body[rateLimits], error) {
@@ -86,10 +85,15 @@ func (a *Admin) rateLimits(ctx context.Context, _ *none) (*body[rateLimits], err
 }
 
 func getUsage(context.Context, *none) (*body[usage], error) {
-	now := time.Now().UTC()
-	start := time.Date(now.Year(), now.Month(), 1, 0, 0, 0, 0, time.UTC)
+	start, end := thisMonth()
 	return &body[usage]{usage{
-		UserID: owner, PeriodStart: stamp(start), PeriodEnd: stamp(start.AddDate(0, 1, 0)),
+		UserID: owner, PeriodStart: start, PeriodEnd: end,
 		Metrics: make(map[string]any), ModelUsage: make(map[string]any), AuthUsage: make(map[string]any),
 	}}, nil
+}
+
+func thisMonth() (start, end string) {
+	now := time.Now().UTC()
+	first := time.Date(now.Year(), now.Month(), 1, 0, 0, 0, 0, time.UTC)
+	return stamp(first), stamp(first.AddDate(0, 1, 0))
 }

@@ -394,23 +394,7 @@ func (a *answer) check() {
 }
 
 // at walks into the body: names, and numbers for array elements.
-func (a answer) at(path ...any) any {
-	v := a.body
-	for _, p := range path {
-		switch p := p.(type) {
-		case string:
-			m, _ := v.(map[string]any)
-			v = m[p]
-		case int:
-			l, _ := v.([]any)
-			if p >= len(l) {
-				return nil
-			}
-			v = l[p]
-		}
-	}
-	return v
-}
+func (a answer) at(path ...any) any { return strict.At(a.body, path...) }
 
 func (a answer) str(path ...any) string {
 	s, _ := a.at(path...).(string)

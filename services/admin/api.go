@@ -289,7 +289,10 @@ func writeProblem(w http.ResponseWriter, r *http.Request, p *problemError) {
 	_ = jsonFormat.Marshal(w, p.envelope(requestID(r.Context()))) // a client that has gone away does not mind
 }
 
-var member = regexp.MustCompile(`^[a-z0-9_]+$`)
+var (
+	member = regexp.MustCompile(`^[a-z0-9_]+$`)
+	whole  = regexp.MustCompile(`^-?\d+\.0+$`)
+)
 
 // readBody replaces the body of a JSON request by what huma is to see: an object, {} if there was nothing, without
 // nulls. Go would take members whose case differs for ours, after validation had taken them for unknown; they go too.
@@ -327,8 +330,11 @@ func plainObject(data []byte, contentType, keep string) ([]byte, error) {
 		return nil, err
 	}
 	for name, value := range members {
-		if !member.MatchString(name) || (name != keep && string(value) == "null") {
+		switch {
+		case !member.MatchString(name) || (name != keep && string(value) == "null"):
 			delete(members, name)
+		case name != keep && whole.Match(value): // 5.0 is an integer in JSON, and none for Go
+			members[name] = value[:bytes.IndexByte(value, '.')]
 		}
 	}
 	return json.Marshal(members)

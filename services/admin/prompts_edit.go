@@ -79,7 +79,7 @@ func (a *Admin) editPrompt(ctx context.Context, in *editPrompt) (*body[prompt], 
 	if len(b.JSONSchema) > 0 && (!isObject(b.JSONSchema) || rootType(b.JSONSchema) != "object") {
 		f.add("json_schema", `must be a JSON Schema object whose root "type" is "object"`)
 	}
-	checkVideoLevel(&f, b.VideoLevel)
+	checkVideoLevel(&f, &b.VideoLevel)
 	b.PromptExtra.check(&f)
 	if err := f.err(); err != nil {
 		return nil, err
@@ -129,8 +129,8 @@ func (a *Admin) editPrompt(ctx context.Context, in *editPrompt) (*body[prompt], 
 	return &body[prompt]{v}, err
 }
 
-// check says which of these is no object.
-func (x PromptExtra) check(f *fieldErrors) {
+// check says which of these is no object, and what is no list of fields.
+func (x *PromptExtra) check(f *fieldErrors) {
 	for _, e := range []struct {
 		name string
 		raw  json.RawMessage
@@ -141,6 +141,18 @@ func (x PromptExtra) check(f *fieldErrors) {
 			f.add(e.name, "must be an object")
 		}
 	}
+	if !isObject(x.SemanticIndexing) {
+		return
+	}
+	var fields struct { // clients take anything else for a broken prompt
+		Segment []string `json:"disabled_segment_fields"`
+		Video   []string `json:"disabled_video_level_fields"`
+	}
+	if json.Unmarshal(x.SemanticIndexing, &fields) != nil {
+		f.add("semantic_indexing", "must have lists of strings as disabled_segment_fields and disabled_video_level_fields")
+		return
+	}
+	x.SemanticIndexing = withLists(x.SemanticIndexing, false, "disabled_segment_fields", "disabled_video_level_fields")
 }
 
 // askedBy names what asks a prompt now: automations, and runs that have not ended.

@@ -41,6 +41,25 @@ func TestEditPrompt(t *testing.T) {
 	}
 }
 
+// Lists of fields are lists in every answer, whatever was sent: official clients take nothing else.
+func TestPromptLists(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	schema := obj{"type": "object"}
+	for _, level := range []obj{{"instructions_text": "<x>", "json_schema": schema}, {"instructions_text": "<x>", "json_schema": schema, "included_segment_fields": nil}} {
+		a := w.do("POST", "/prompts", obj{"name": "Log", "prompt_text": "0123456789", "json_schema": schema, "video_level": level,
+			"semantic_indexing": obj{"disabled_segment_fields": nil, "more": 1}}).want(201)
+		edited := w.do("PUT", "/prompts/"+a.str("prompt_id"), obj{"video_level": level, "semantic_indexing": obj{"disabled_video_level_fields": nil}}).want(200)
+		for _, a := range []answer{a, edited} { // of which every null list has been an error already
+			if l, ok := a.at("video_level", "included_segment_fields").([]any); !ok || len(l) > 0 || a.str("video_level", "instructions_text") != "<x>" {
+				t.Errorf("%s", a.raw)
+			}
+		}
+	}
+	w.do("POST", "/prompts", obj{"name": "Log", "prompt_text": "0123456789", "json_schema": schema, "semantic_indexing": obj{"disabled_segment_fields": "a"}}).
+		refused(422, "validation_error", "disabled_segment_fields")
+}
+
 // A prompt that something asks stays, unless it is forced; deleted is deleted, however often it is said.
 func TestDeletePrompt(t *testing.T) {
 	t.Parallel()

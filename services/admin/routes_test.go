@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/textproto"
-	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -28,7 +27,7 @@ type probe struct {
 	ok      int
 	emptyOK bool // a request without a body will do
 	wrong   []obj
-	read    string // model of the answer
+	lists   bool // the answer is a list, with something in it here, so that its shape is seen
 	// fresh makes something on which the operation succeeds, where it does not on the fixture or not twice, and returns
 	// the path.
 	fresh   func(w *world, f fixture) string
@@ -101,48 +100,50 @@ func probes() map[string]probe {
 	exporting := func(f fixture) string { return "/indexes/" + f.index + "/automations/export" }
 	return map[string]probe{
 		"GET /auth/validate":       {scope: "none", path: at("/auth/validate"), ok: 204},
-		"GET /rate-limit/status":   {scope: "none", path: at("/rate-limit/status"), ok: 200, read: "rate limits"},
-		"POST /rate-limit/refresh": {scope: "none", path: at("/rate-limit/refresh"), ok: 200, emptyOK: true, read: "rate limits"},
-		"GET /usage":               {scope: "read", path: at("/usage"), ok: 200, read: "usage"},
-		"GET /usage/history":       {scope: "read", path: at("/usage/history?limit=5"), ok: 200, read: "usage history"},
-		"GET /usage/details":       {scope: "read", path: at("/usage/details?metric_type=x"), ok: 200, read: "usage details"},
-		"GET /usage/breakdown":     {scope: "read", path: at("/usage/breakdown"), ok: 200, read: "usage breakdown"},
+		"GET /rate-limit/status":   {scope: "none", path: at("/rate-limit/status"), ok: 200},
+		"POST /rate-limit/refresh": {scope: "none", path: at("/rate-limit/refresh"), ok: 200, emptyOK: true},
+		"GET /usage":               {scope: "read", path: at("/usage"), ok: 200},
+		"GET /usage/history":       {scope: "read", path: at("/usage/history?limit=5"), ok: 200},
+		"GET /usage/details":       {scope: "read", path: at("/usage/details?metric_type=x"), ok: 200},
+		"GET /usage/breakdown":     {scope: "read", path: at("/usage/breakdown"), ok: 200},
 		"GET /usage/metric-types":  {scope: "public", path: at("/usage/metric-types"), ok: 200},
-		"POST /connectors/dir": {scope: "write", path: at("/connectors/dir"), ok: 201, read: "connector",
+		"POST /connectors/dir": {scope: "write", path: at("/connectors/dir"), ok: 201,
 			body:  func(fixture) any { return obj{"name": "n", "path": "/allowed/x", "scopes": nil, "import_mode": nil} },
 			wrong: []obj{{"name": 5, "path": "/allowed"}, {"name": "", "path": "/allowed"}, {"name": "n", "path": "/allowed", "scopes": "import"}, {"name": "n", "path": "/allowed", "scopes": []string{"x"}}, {"name": "n", "path": "/allowed", "import_mode": "x"}, {"path": "/allowed"}, {"name": "n"}, {"name": "n", "path": "/etc"}}},
-		"POST /connectors/gcs": {scope: "write", path: at("/connectors/gcs"), multi: true, ok: 201, read: "connector"},
-		"POST /connectors/s3": {scope: "write", path: at("/connectors/s3"), ok: 201, read: "connector", body: func(fixture) any { return s3Body() },
+		"POST /connectors/gcs": {scope: "write", path: at("/connectors/gcs"), multi: true, ok: 201},
+		"POST /connectors/s3": {scope: "write", path: at("/connectors/s3"), ok: 201, body: func(fixture) any { return s3Body() },
 			wrong: []obj{without(s3Body(), "name"), without(s3Body(), "region"), without(s3Body(), "aws_secret_access_key"), merged(s3Body(), obj{"bucket": "s3://b"}), merged(s3Body(), obj{"bucket": 5}), merged(s3Body(), obj{"aws_access_key_id": ""}), merged(s3Body(), obj{"scopes": []string{"x"}}), merged(s3Body(), obj{"endpoint_url": "ftp://x"}), merged(s3Body(), obj{"endpoint_url": "https://u:p@x"})}},
-		"POST /connectors/azure": {scope: "write", path: at("/connectors/azure"), ok: 201, read: "connector", body: func(fixture) any { return azureBody() },
+		"POST /connectors/azure": {scope: "write", path: at("/connectors/azure"), ok: 201, body: func(fixture) any { return azureBody() },
 			wrong: []obj{without(azureBody(), "container"), without(azureBody(), "tenant_id"), without(azureBody(), "client_secret"), merged(azureBody(), obj{"storage_account": "a/b"}), merged(azureBody(), obj{"import_mode": "some"})}},
-		"PATCH /connectors/{connector_id}": {scope: "write", path: func(f fixture) string { return "/connectors/" + f.connector }, unknown: []string{"/connectors/" + gone, "/connectors/*"}, ok: 200, emptyOK: true, read: "connector",
+		"PATCH /connectors/{connector_id}": {scope: "write", path: func(f fixture) string { return "/connectors/" + f.connector }, unknown: []string{"/connectors/" + gone, "/connectors/*"}, ok: 200, emptyOK: true,
 			body:  func(fixture) any { return obj{"name": "n", "scopes": nil} },
 			wrong: []obj{{"name": ""}, {"name": 5}, {"scopes": []string{}}, {"scopes": "import"}, {"import_mode": "x"}, {"path": "/allowed/y"}, {"bucket": "b"}, {"provider": 5}, {"aws_access_key_id": "k"}}},
-		"DELETE /connectors/{connector_id}":    {scope: "admin", path: func(f fixture) string { return "/connectors/" + f.spare }, unknown: []string{"/connectors/" + gone, "/connectors/*"}, ok: 200, emptyOK: true, read: "message"},
-		"GET /connectors":                      {scope: "read", path: at("/connectors"), ok: 200, read: "[connector"},
-		"GET /connectors/{connector_id}":       {scope: "read", path: func(f fixture) string { return "/connectors/" + f.connector }, unknown: []string{"/connectors/" + gone, "/connectors/*", "/connectors/%3E", "/connectors/a.b"}, ok: 200, read: "connector"},
-		"POST /connectors/{connector_id}/test": {scope: "write", path: func(f fixture) string { return "/connectors/" + f.connector + "/test" }, unknown: []string{"/connectors/" + gone + "/test"}, ok: 200, emptyOK: true, read: "test"},
-		"POST /connectors/{connector_id}/notify": {scope: "admin", path: func(f fixture) string { return "/connectors/" + f.connector + "/notify" }, unknown: []string{"/connectors/" + gone + "/notify"}, ok: 200, emptyOK: true, read: "announcements",
+		"DELETE /connectors/{connector_id}":    {scope: "admin", path: func(f fixture) string { return "/connectors/" + f.spare }, unknown: []string{"/connectors/" + gone, "/connectors/*"}, ok: 200, emptyOK: true},
+		"GET /connectors":                      {scope: "read", path: at("/connectors"), ok: 200, lists: true},
+		"GET /connectors/{connector_id}":       {scope: "read", path: func(f fixture) string { return "/connectors/" + f.connector }, unknown: []string{"/connectors/" + gone, "/connectors/*", "/connectors/%3E", "/connectors/a.b"}, ok: 200},
+		"POST /connectors/{connector_id}/test": {scope: "write", path: func(f fixture) string { return "/connectors/" + f.connector + "/test" }, unknown: []string{"/connectors/" + gone + "/test"}, ok: 200, emptyOK: true},
+		"POST /connectors/{connector_id}/notify": {scope: "admin", path: func(f fixture) string { return "/connectors/" + f.connector + "/notify" }, unknown: []string{"/connectors/" + gone + "/notify"}, ok: 200, emptyOK: true,
 			body: func(fixture) any { return obj{"create": true, "name": nil} }, wrong: []obj{{"create": "yes"}, {"name": 5}, {"name": strings.Repeat("x", 81)}, {"subscription": "https://sqs.example.com/1/q"}}},
-		"POST /connectors/{connector_id}/browse": {scope: "read", path: func(f fixture) string { return "/connectors/" + f.connector + "/browse" }, unknown: []string{"/connectors/" + gone + "/browse"}, ok: 200, emptyOK: true, read: "[file",
-			body:  func(fixture) any { return obj{"prefix": "", "pattern": "*.{mp4,mov}", "recursive": true, "limit": 10} },
-			wrong: []obj{{"prefix": 1}, {"recursive": "yes"}, {"limit": 0}, {"limit": 1001}, {"limit": 5.5}, {"pattern": "["}, {"pattern": "{a"}}},
-		"POST /indexes":                              {scope: "write", path: at("/indexes"), ok: 201, body: func(fixture) any { return obj{"name": "n"} }, wrong: []obj{{"name": ""}, {"name": 1}, {"name": strings.Repeat("x", 256)}, {"name": nil}}, read: "index"},
-		"GET /indexes":                               {scope: "search", path: at("/indexes?include_defaults=false"), ok: 200, read: "[index"},
-		"GET /indexes/{index_id}":                    {scope: "search", path: func(f fixture) string { return "/indexes/" + f.index }, unknown: []string{"/indexes/" + gone}, ok: 200, read: "index"},
-		"GET /indexes/{index_id}/videos":             {scope: "read", path: func(f fixture) string { return "/indexes/" + f.index + "/videos?limit=1" }, unknown: []string{"/indexes/" + gone + "/videos"}, ok: 200, read: "page video"},
-		"GET /indexes/{index_id}/automations/import": {scope: "read", path: automation, unknown: []string{"/indexes/" + gone + "/automations/import"}, ok: 200, read: "automation"},
-		"PUT /indexes/{index_id}/automations/import": {scope: "write", path: automation, unknown: []string{"/indexes/" + gone + "/automations/import"}, ok: 200, read: "automation",
+		"POST /connectors/{connector_id}/browse": {scope: "read", path: func(f fixture) string { return "/connectors/" + f.connector + "/browse" }, unknown: []string{"/connectors/" + gone + "/browse"}, ok: 200, emptyOK: true, lists: true,
+			body: func(fixture) any {
+				return obj{"prefix": "", "pattern": "*.{mp4,mov}", "recursive": true, "limit": json.RawMessage("10.0")}
+			},
+			wrong: []obj{{"prefix": 1}, {"recursive": "yes"}, {"limit": 0}, {"limit": 1001}, {"limit": 5.5}, {"limit": json.RawMessage("1e2")}, {"pattern": "["}, {"pattern": "{a"}}},
+		"POST /indexes":                              {scope: "write", path: at("/indexes"), ok: 201, body: func(fixture) any { return obj{"name": "n"} }, wrong: []obj{{"name": ""}, {"name": 1}, {"name": strings.Repeat("x", 256)}, {"name": nil}}},
+		"GET /indexes":                               {scope: "search", path: at("/indexes?include_defaults=false"), ok: 200, lists: true},
+		"GET /indexes/{index_id}":                    {scope: "search", path: func(f fixture) string { return "/indexes/" + f.index }, unknown: []string{"/indexes/" + gone}, ok: 200},
+		"GET /indexes/{index_id}/videos":             {scope: "read", path: func(f fixture) string { return "/indexes/" + f.index + "/videos?limit=1" }, unknown: []string{"/indexes/" + gone + "/videos"}, ok: 200, lists: true},
+		"GET /indexes/{index_id}/automations/import": {scope: "read", path: automation, unknown: []string{"/indexes/" + gone + "/automations/import"}, ok: 200},
+		"PUT /indexes/{index_id}/automations/import": {scope: "write", path: automation, unknown: []string{"/indexes/" + gone + "/automations/import"}, ok: 200,
 			body: func(f fixture) any {
 				return obj{"connector_id": f.connector, "debounce_interval": "1h", "prompt_preset": nil, "recursive": nil}
 			}, wrong: []obj{{"debounce_interval": "5m", "prompt_preset": nil}, {"connector_id": "c", "prompt_preset": nil}}},
-		"POST /indexes/{index_id}/automations/import/pause":  {scope: "write", path: func(f fixture) string { return automation(f) + "/pause" }, unknown: []string{"/indexes/" + gone + "/automations/import/pause"}, ok: 200, emptyOK: true, read: "automation"},
-		"POST /indexes/{index_id}/automations/import/resume": {scope: "write", path: func(f fixture) string { return automation(f) + "/resume" }, unknown: []string{"/indexes/" + gone + "/automations/import/resume"}, ok: 200, emptyOK: true, read: "automation"},
-		"GET /automations": {scope: "read", path: at("/automations?limit=1"), ok: 200, read: "page watched"},
-		"GET /indexes/{index_id}/automations/import/plan":   {scope: "read", path: func(f fixture) string { return automation(f) + "/plan?limit=5" }, unknown: []string{"/indexes/" + gone + "/automations/import/plan"}, ok: 200, read: "plan"},
-		"POST /indexes/{index_id}/automations/import/flush": {scope: "write", path: calm("flush"), unknown: []string{"/indexes/" + gone + "/automations/import/flush"}, ok: 200, emptyOK: true, read: "watched"},
-		"POST /indexes/{index_id}/automations/import/drop":  {scope: "write", path: calm("drop"), unknown: []string{"/indexes/" + gone + "/automations/import/drop"}, ok: 200, emptyOK: true, read: "watched"},
+		"POST /indexes/{index_id}/automations/import/pause":  {scope: "write", path: func(f fixture) string { return automation(f) + "/pause" }, unknown: []string{"/indexes/" + gone + "/automations/import/pause"}, ok: 200, emptyOK: true},
+		"POST /indexes/{index_id}/automations/import/resume": {scope: "write", path: func(f fixture) string { return automation(f) + "/resume" }, unknown: []string{"/indexes/" + gone + "/automations/import/resume"}, ok: 200, emptyOK: true},
+		"GET /automations": {scope: "read", path: at("/automations?limit=1"), ok: 200, lists: true},
+		"GET /indexes/{index_id}/automations/import/plan":   {scope: "read", path: func(f fixture) string { return automation(f) + "/plan?limit=5" }, unknown: []string{"/indexes/" + gone + "/automations/import/plan"}, ok: 200},
+		"POST /indexes/{index_id}/automations/import/flush": {scope: "write", path: calm("flush"), unknown: []string{"/indexes/" + gone + "/automations/import/flush"}, ok: 200, emptyOK: true},
+		"POST /indexes/{index_id}/automations/import/drop":  {scope: "write", path: calm("drop"), unknown: []string{"/indexes/" + gone + "/automations/import/drop"}, ok: 200, emptyOK: true},
 		"POST /indexes/{index_id}/automations/import/extend": {scope: "write", path: calm("extend"), unknown: []string{"/indexes/" + gone + "/automations/import/extend"}, ok: 409,
 			fresh: func(w *world, f fixture) string {
 				index := w.do("POST", "/indexes", obj{"name": "Busy"}).want(201).str("index_id")
@@ -151,61 +152,61 @@ func probes() map[string]probe {
 				return "/indexes/" + index + "/automations/import/extend"
 			}, freshOK: 200, body: func(fixture) any { return obj{"by": "10m"} },
 			wrong: []obj{{"by": "soon"}, {"by": 5}, {"by": "0s"}, {"by": "31d"}, {"until": "tomorrow"}, {"until": "2999-01-01T00:00:00Z"}, {"by": "1h", "until": "2026-03-01T10:00:00Z"}}},
-		"POST /prompts": {scope: "write", path: at("/prompts"), ok: 201, read: "prompt",
+		"POST /prompts": {scope: "write", path: at("/prompts"), ok: 201,
 			body: func(fixture) any {
 				return obj{"name": "abc", "prompt_text": "0123456789", "json_schema": obj{"type": "object"}, "video_level": nil, "execution_config": obj{"x": 1}}
 			},
 			wrong: []obj{{"name": "ab", "prompt_text": "0123456789", "json_schema": obj{"type": "object"}}, {"name": "abc", "prompt_text": "short", "json_schema": obj{"type": "object"}}, {"name": "abc", "prompt_text": "0123456789", "json_schema": obj{"type": "array"}}, {"name": "abc", "prompt_text": "0123456789", "json_schema": "x"}, {"name": "abc", "prompt_text": "0123456789"}, {"name": "abc", "prompt_text": "0123456789", "json_schema": obj{"type": "object"}, "selection_filter": 1}, {"name": "abc", "prompt_text": "0123456789", "json_schema": obj{"type": "object"}, "video_level": obj{}}}},
-		"GET /prompts":              {scope: "read", path: at("/prompts?active_only=true"), ok: 200, read: "prompts"},
-		"GET /prompts/{prompt_id}":  {scope: "read", path: func(f fixture) string { return "/prompts/" + f.prompt }, unknown: []string{"/prompts/" + gone}, ok: 200, read: "prompt"},
-		"POST /import-jobs":         {scope: "write", path: at("/import-jobs"), ok: 202, body: jobBody, read: "job", wrong: []obj{{"connector_id": 1, "index_id": "i"}, {"connector_id": "c"}, {"index_id": "i"}, {"connector_id": "c", "index_id": "i", "file_pattern": "[a"}, {"connector_id": "c", "index_id": "i", "import_mode_override": "some"}, {"connector_id": "c", "index_id": "i", "recursive": 2}}},
-		"GET /import-jobs":          {scope: "read", path: at("/import-jobs?status=COMPLETED&automation_only=true&limit=200"), ok: 200, read: "[job"},
-		"GET /import-jobs/{job_id}": {scope: "read", path: func(f fixture) string { return "/import-jobs/" + f.job }, unknown: []string{"/import-jobs/" + gone}, ok: 200, read: "job"},
+		"GET /prompts":              {scope: "read", path: at("/prompts?active_only=true"), ok: 200},
+		"GET /prompts/{prompt_id}":  {scope: "read", path: func(f fixture) string { return "/prompts/" + f.prompt }, unknown: []string{"/prompts/" + gone}, ok: 200},
+		"POST /import-jobs":         {scope: "write", path: at("/import-jobs"), ok: 202, body: jobBody, wrong: []obj{{"connector_id": 1, "index_id": "i"}, {"connector_id": "c"}, {"index_id": "i"}, {"connector_id": "c", "index_id": "i", "file_pattern": "[a"}, {"connector_id": "c", "index_id": "i", "import_mode_override": "some"}, {"connector_id": "c", "index_id": "i", "recursive": 2}}},
+		"GET /import-jobs":          {scope: "read", path: at("/import-jobs?status=COMPLETED&automation_only=true&limit=200"), ok: 200, lists: true},
+		"GET /import-jobs/{job_id}": {scope: "read", path: func(f fixture) string { return "/import-jobs/" + f.job }, unknown: []string{"/import-jobs/" + gone}, ok: 200},
 		"POST /import-jobs/{job_id}/cancel": {scope: "write", path: func(f fixture) string { return "/import-jobs/" + f.job + "/cancel" }, unknown: []string{"/import-jobs/" + gone + "/cancel", "/import-jobs/%2A/cancel"}, ok: 400, emptyOK: true,
 			fresh: func(w *world, f fixture) string {
 				return "/import-jobs/" + w.do("POST", "/import-jobs", jobBody(f)).want(202).str("job_id") + "/cancel"
 			}, freshOK: 200},
-		"GET /import-jobs/{job_id}/files":         {scope: "read", path: func(f fixture) string { return "/import-jobs/" + f.job + "/files?state=FAILED&limit=1" }, unknown: []string{"/import-jobs/" + gone + "/files"}, ok: 200, read: "page job file"},
+		"GET /import-jobs/{job_id}/files":         {scope: "read", path: func(f fixture) string { return "/import-jobs/" + f.job + "/files?state=FAILED&limit=1" }, unknown: []string{"/import-jobs/" + gone + "/files"}, ok: 200, lists: true},
 		"POST /import-jobs/{job_id}/retry":        {scope: "write", path: func(f fixture) string { return "/import-jobs/" + f.job + "/retry" }, unknown: []string{"/import-jobs/" + gone + "/retry"}, ok: 400, emptyOK: true, never: true},
-		"POST /import-jobs/{job_id}/retry-failed": {scope: "write", path: func(f fixture) string { return "/import-jobs/" + f.job + "/retry-failed" }, unknown: []string{"/import-jobs/" + gone + "/retry-failed"}, ok: 202, emptyOK: true, read: "job"},
-		"POST /import-jobs/{job_id}/files/retry": {scope: "write", path: func(f fixture) string { return "/import-jobs/" + f.job + "/files/retry" }, unknown: []string{"/import-jobs/" + gone + "/files/retry"}, ok: 202, read: "job",
+		"POST /import-jobs/{job_id}/retry-failed": {scope: "write", path: func(f fixture) string { return "/import-jobs/" + f.job + "/retry-failed" }, unknown: []string{"/import-jobs/" + gone + "/retry-failed"}, ok: 202, emptyOK: true},
+		"POST /import-jobs/{job_id}/files/retry": {scope: "write", path: func(f fixture) string { return "/import-jobs/" + f.job + "/files/retry" }, unknown: []string{"/import-jobs/" + gone + "/files/retry"}, ok: 202,
 			body: func(fixture) any { return obj{"path": "cams/c.mov"} }, wrong: []obj{{"path": ""}, {"path": 5}, {"path": nil}}},
-		"GET /prompt-runs":                    {scope: "read", path: at("/prompt-runs?limit=1"), ok: 200, read: "[run"},
-		"GET /prompt-runs/{run_id}":           {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run }, unknown: []string{"/prompt-runs/" + gone}, ok: 200, read: "run"},
-		"GET /prompt-runs/{run_id}/results":   {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run + "/results?video_id=" + f.video }, unknown: []string{"/prompt-runs/" + gone + "/results?video_id=vid_x"}, ok: 200, read: "page result"},
-		"DELETE /indexes/{index_id}":          {scope: "admin", path: func(f fixture) string { return "/indexes/" + f.doomedIndex }, unknown: []string{"/indexes/" + gone, "/indexes/*"}, ok: 200, read: "index deletion"},
-		"GET /indexes/{index_id}/deletion":    {scope: "admin", path: func(f fixture) string { return "/indexes/" + f.goneIndex + "/deletion" }, unknown: []string{"/indexes/" + gone + "/deletion", "/indexes/%3E/deletion"}, ok: 200, read: "index deletion"},
-		"GET /indexes/{index_id}/prompt-runs": {scope: "read", path: func(f fixture) string { return "/indexes/" + f.index + "/prompt-runs?limit=1" }, unknown: []string{"/indexes/" + gone + "/prompt-runs"}, ok: 200, read: "page run"},
-		"DELETE /videos/{video_id}":           {scope: "admin", path: func(f fixture) string { return "/videos/" + f.doomedVideo }, unknown: []string{"/videos/" + gone, noVideo}, ok: 200, read: "video deletion"},
-		"GET /videos/{video_id}/deletion":     {scope: "admin", path: func(f fixture) string { return "/videos/" + f.goneVideo + "/deletion" }, unknown: []string{"/videos/" + gone + "/deletion", noVideo + "/deletion"}, ok: 200, read: "video deletion"},
-		"GET /videos/{video_id}/segments":     {scope: "read", path: func(f fixture) string { return "/videos/" + f.video + "/segments?latest_run=true" }, unknown: []string{"/videos/" + gone + "/segments", noVideo + "/segments"}, ok: 200, read: "page"},
-		"GET /videos/{video_id}/prompt-runs":  {scope: "read", path: func(f fixture) string { return "/videos/" + f.video + "/prompt-runs" }, unknown: []string{"/videos/" + gone + "/prompt-runs", noVideo + "/prompt-runs"}, ok: 200, read: "[run"},
-		"POST /videos/batch":                  {scope: "read", path: at("/videos/batch"), ok: 200, read: "[video", body: func(f fixture) any { return obj{"video_ids": []string{f.video, "x"}} }, wrong: badBatches(100)},
-		"POST /videos/batch/status":           {scope: "read", path: at("/videos/batch/status"), ok: 200, read: "[video status", body: func(f fixture) any { return obj{"video_ids": []string{f.video, "x"}} }, wrong: badBatches(100)},
-		"POST /videos/batch/segments": {scope: "read", path: at("/videos/batch/segments"), ok: 200, read: "[video segments", body: func(f fixture) any { return obj{"video_ids": []string{f.video, "x"}, "targets": nil} },
+		"GET /prompt-runs":                    {scope: "read", path: at("/prompt-runs?limit=1"), ok: 200, lists: true},
+		"GET /prompt-runs/{run_id}":           {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run }, unknown: []string{"/prompt-runs/" + gone}, ok: 200},
+		"GET /prompt-runs/{run_id}/results":   {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run + "/results?video_id=" + f.video }, unknown: []string{"/prompt-runs/" + gone + "/results?video_id=vid_x"}, ok: 200, lists: true},
+		"DELETE /indexes/{index_id}":          {scope: "admin", path: func(f fixture) string { return "/indexes/" + f.doomedIndex }, unknown: []string{"/indexes/" + gone, "/indexes/*"}, ok: 200},
+		"GET /indexes/{index_id}/deletion":    {scope: "admin", path: func(f fixture) string { return "/indexes/" + f.goneIndex + "/deletion" }, unknown: []string{"/indexes/" + gone + "/deletion", "/indexes/%3E/deletion"}, ok: 200},
+		"GET /indexes/{index_id}/prompt-runs": {scope: "read", path: func(f fixture) string { return "/indexes/" + f.index + "/prompt-runs?limit=1" }, unknown: []string{"/indexes/" + gone + "/prompt-runs"}, ok: 200, lists: true},
+		"DELETE /videos/{video_id}":           {scope: "admin", path: func(f fixture) string { return "/videos/" + f.doomedVideo }, unknown: []string{"/videos/" + gone, noVideo}, ok: 200},
+		"GET /videos/{video_id}/deletion":     {scope: "admin", path: func(f fixture) string { return "/videos/" + f.goneVideo + "/deletion" }, unknown: []string{"/videos/" + gone + "/deletion", noVideo + "/deletion"}, ok: 200},
+		"GET /videos/{video_id}/segments":     {scope: "read", path: func(f fixture) string { return "/videos/" + f.video + "/segments?latest_run=true" }, unknown: []string{"/videos/" + gone + "/segments", noVideo + "/segments"}, ok: 200},
+		"GET /videos/{video_id}/prompt-runs":  {scope: "read", path: func(f fixture) string { return "/videos/" + f.video + "/prompt-runs" }, unknown: []string{"/videos/" + gone + "/prompt-runs", noVideo + "/prompt-runs"}, ok: 200, lists: true},
+		"POST /videos/batch":                  {scope: "read", path: at("/videos/batch"), ok: 200, lists: true, body: func(f fixture) any { return obj{"video_ids": []string{f.video, "x"}} }, wrong: badBatches(100)},
+		"POST /videos/batch/status":           {scope: "read", path: at("/videos/batch/status"), ok: 200, lists: true, body: func(f fixture) any { return obj{"video_ids": []string{f.video, "x"}} }, wrong: badBatches(100)},
+		"POST /videos/batch/segments": {scope: "read", path: at("/videos/batch/segments"), ok: 200, lists: true, body: func(f fixture) any { return obj{"video_ids": []string{f.video, "x"}, "targets": nil} },
 			wrong: append(badBatches(50), obj{"video_ids": []string{"x"}, "targets": []obj{{"video_id": "x"}}}, obj{"targets": []obj{{"run_id": "x"}}}, obj{"targets": []string{"x"}})},
 		"POST /videos/signed-url": {scope: "read", path: at("/videos/signed-url"), ok: 422, never: true, body: func(fixture) any { return obj{"gcs_uri": "gs://b/k"} }, wrong: []obj{{"gcs_uri": 1}, {"gcs_uri": "x", "force_refresh": "x"}}},
-		"GET /playground/videos":  {scope: "read", path: at("/playground/videos?limit=3"), ok: 200, read: "page"},
-		"PUT /prompts/{prompt_id}": {scope: "write", path: func(f fixture) string { return "/prompts/" + f.prompt }, unknown: []string{"/prompts/" + gone, "/prompts/*"}, ok: 200, emptyOK: true, read: "prompt",
+		"GET /playground/videos":  {scope: "read", path: at("/playground/videos?limit=3"), ok: 200},
+		"PUT /prompts/{prompt_id}": {scope: "write", path: func(f fixture) string { return "/prompts/" + f.prompt }, unknown: []string{"/prompts/" + gone, "/prompts/*"}, ok: 200, emptyOK: true,
 			body: func(fixture) any {
 				return obj{"name": "Log", "description": nil, "video_level": nil, "clear_video_level": true}
 			},
 			wrong: []obj{{"name": "ab"}, {"name": 1}, {"prompt_text": "short"}, {"json_schema": obj{"type": "array"}}, {"json_schema": "x"}, {"description": strings.Repeat("x", 501)}, {"video_level": obj{}}, {"execution_config": []int{1}}, {"clear_video_level": "yes"}}},
-		"DELETE /prompts/{prompt_id}":    {scope: "admin", path: func(f fixture) string { return "/prompts/" + f.doomedPrompt }, unknown: []string{"/prompts/" + gone, "/prompts/*"}, ok: 200, read: "message"},
-		"GET /prompts/{prompt_id}/usage": {scope: "read", path: func(f fixture) string { return "/prompts/" + f.prompt + "/usage" }, unknown: []string{"/prompts/" + gone + "/usage"}, ok: 200, read: "prompt usage"},
-		"POST /prompts/test-schema": {scope: "write", path: at("/prompts/test-schema"), ok: 200, read: "schema test", body: func(fixture) any { return obj{"json_schema": obj{"type": "object"}, "sample_data": obj{}} },
+		"DELETE /prompts/{prompt_id}":    {scope: "admin", path: func(f fixture) string { return "/prompts/" + f.doomedPrompt }, unknown: []string{"/prompts/" + gone, "/prompts/*"}, ok: 200},
+		"GET /prompts/{prompt_id}/usage": {scope: "read", path: func(f fixture) string { return "/prompts/" + f.prompt + "/usage" }, unknown: []string{"/prompts/" + gone + "/usage"}, ok: 200},
+		"POST /prompts/test-schema": {scope: "write", path: at("/prompts/test-schema"), ok: 200, body: func(fixture) any { return obj{"json_schema": obj{"type": "object"}, "sample_data": obj{}} },
 			wrong: []obj{{"json_schema": "x", "sample_data": 1}, {"json_schema": obj{}}, {"sample_data": 1}}},
-		"POST /import-jobs/{job_id}/prompt-run": {scope: "write", path: func(f fixture) string { return "/import-jobs/" + f.job + "/prompt-run" }, unknown: []string{"/import-jobs/" + gone + "/prompt-run", "/import-jobs/*/prompt-run"}, ok: 202, read: "run",
+		"POST /import-jobs/{job_id}/prompt-run": {scope: "write", path: func(f fixture) string { return "/import-jobs/" + f.job + "/prompt-run" }, unknown: []string{"/import-jobs/" + gone + "/prompt-run", "/import-jobs/*/prompt-run"}, ok: 202,
 			body: func(f fixture) any { return obj{"prompt_preset": obj{"prompt_id": f.prompt}} }, wrong: []obj{{"prompt_preset": "x"}, {"prompt_preset": obj{}}, {"prompt_preset": obj{"prompt_id": "x", "enable_transcription": 1}}}},
-		"POST /prompt-runs/execute":  {scope: "write", path: at("/prompt-runs/execute"), ok: 202, read: "run", body: runBody, wrong: badRuns},
-		"POST /prompt-runs/estimate": {scope: "read", path: at("/prompt-runs/estimate"), ok: 200, read: "estimate", body: runBody, wrong: badRuns},
+		"POST /prompt-runs/execute":  {scope: "write", path: at("/prompt-runs/execute"), ok: 202, body: runBody, wrong: badRuns},
+		"POST /prompt-runs/estimate": {scope: "read", path: at("/prompt-runs/estimate"), ok: 200, body: runBody, wrong: badRuns},
 		"POST /prompt-runs/{run_id}/cancel": {scope: "write", path: func(f fixture) string { return "/prompt-runs/" + f.run + "/cancel" }, unknown: []string{"/prompt-runs/" + gone + "/cancel", "/prompt-runs/%2A/cancel"}, ok: 400, emptyOK: true,
 			fresh: func(w *world, f fixture) string {
 				return "/prompt-runs/" + w.do("POST", "/prompt-runs/execute", runBody(f)).want(202).str("run_id") + "/cancel"
 			}, freshOK: 200},
 		"GET /prompt-runs/{run_id}/videos/{video_id}/video-result": {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run + "/videos/" + f.video + "/video-result" },
-			unknown: []string{"/prompt-runs/" + gone + noVideo + "/video-result"}, ok: 200, read: "video result"},
-		"GET /prompt-runs/{run_id}/failed-segments": {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run + "/failed-segments" }, unknown: []string{"/prompt-runs/" + gone + "/failed-segments"}, ok: 200, read: "failures"},
+			unknown: []string{"/prompt-runs/" + gone + noVideo + "/video-result"}, ok: 200},
+		"GET /prompt-runs/{run_id}/failed-segments": {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run + "/failed-segments" }, unknown: []string{"/prompt-runs/" + gone + "/failed-segments"}, ok: 200},
 		"POST /prompt-runs/{run_id}/videos/{video_id}/segments/{segment_id}/retry": {scope: "write", path: func(f fixture) string {
 			return "/prompt-runs/" + f.run + "/videos/" + f.video + "/segments/seg_1/retry"
 		},
@@ -215,45 +216,45 @@ func probes() map[string]probe {
 		},
 			unknown: []string{"/prompt-runs/" + gone + noVideo + "/segments/seg_1/retries/r"}, ok: 404},
 		"GET /prompt-runs/{run_id}/llm-calls": {scope: "read", path: func(f fixture) string { return "/prompt-runs/" + f.run + "/llm-calls" }, unknown: []string{"/prompt-runs/" + gone + "/llm-calls"}, ok: 200},
-		"POST /workflow/process": {scope: "write", path: at("/workflow/process"), ok: 202, read: "workflow run", body: func(f fixture) any {
+		"POST /workflow/process": {scope: "write", path: at("/workflow/process"), ok: 202, body: func(f fixture) any {
 			return obj{"prompt_instruction": "Say what can be seen.", "video_ids": []string{f.video}, "index_id": f.index, "enable_transcription": false}
 		}, wrong: []obj{{"prompt_id": "x"}, {"prompt_id": "x", "prompt_instruction": "0123456789", "index_id": "x"}, {"prompt_instruction": "short", "index_id": "x"}, {"prompt_id": "x", "index_id": "x", "video_segmentation_type": "fixed"}}},
 		"GET /workflow/runs/{run_id}/results": {scope: "read", path: func(f fixture) string {
 			return "/workflow/runs/" + f.run + "/results?result_level=video&view=unfiltered"
-		}, unknown: []string{"/workflow/runs/" + gone + "/results"}, ok: 200, read: "workflow page"},
-		"GET /videos/{video_id}": {scope: "read", path: func(f fixture) string { return "/videos/" + f.video }, unknown: []string{"/videos/" + gone, "/videos/vid_00000000000000000000000000_0000000000000000"}, ok: 200, read: "video"},
+		}, unknown: []string{"/workflow/runs/" + gone + "/results"}, ok: 200},
+		"GET /videos/{video_id}": {scope: "read", path: func(f fixture) string { return "/videos/" + f.video }, unknown: []string{"/videos/" + gone, "/videos/vid_00000000000000000000000000_0000000000000000"}, ok: 200},
 		"GET /events":            {scope: "read", path: at("/events?type=import_job.*,media.created&index_id=idx_1"), stream: true, ok: 200},
 		"GET /explain": {scope: "read", path: func(f fixture) string { return "/explain?path=cams%2Fa%20%26%20b.mp4&connector_id=" + f.connector },
-			unknown: []string{"/explain?path=x&connector_id=" + gone, "/explain?path=x&connector_id=*"}, ok: 200, read: "explanation"},
-		"GET /dead": {scope: "read", path: at("/dead?limit=1"), ok: 200, read: "page dead"},
+			unknown: []string{"/explain?path=x&connector_id=" + gone, "/explain?path=x&connector_id=*"}, ok: 200},
+		"GET /dead": {scope: "read", path: at("/dead?limit=1"), ok: 200, lists: true},
 		"POST /dead/{dead_id}/replay": {scope: "write", path: func(f fixture) string { return "/dead/" + f.cutLetter + "/replay" }, unknown: []string{"/dead/" + gone + "/replay", "/dead/dead_zzzzzz_000000000000/replay"}, ok: 409, emptyOK: true, usesUp: true,
 			fresh: func(w *world, f fixture) string {
 				return "/dead/" + w.bury(event.Dead{Subject: w.bus.Subject("notification", f.connector), Data: []byte(event.NewID("x"))}) + "/replay"
 			}, freshOK: 200},
-		"DELETE /dead/{dead_id}": {scope: "admin", path: func(f fixture) string { return "/dead/" + f.letter }, unknown: []string{"/dead/" + gone, "/dead/dead_1_000000000000", "/dead/dead_zzzzzz_000000000000"}, ok: 200, emptyOK: true, read: "message"},
-		"POST /exports/index/{index_id}": {scope: "write", path: func(f fixture) string { return "/exports/index/" + f.index }, unknown: []string{"/exports/index/" + gone}, ok: 202, emptyOK: true, read: "export made",
+		"DELETE /dead/{dead_id}": {scope: "admin", path: func(f fixture) string { return "/dead/" + f.letter }, unknown: []string{"/dead/" + gone, "/dead/dead_1_000000000000", "/dead/dead_zzzzzz_000000000000"}, ok: 200, emptyOK: true},
+		"POST /exports/index/{index_id}": {scope: "write", path: func(f fixture) string { return "/exports/index/" + f.index }, unknown: []string{"/exports/index/" + gone}, ok: 202, emptyOK: true,
 			body: func(f fixture) any {
 				return obj{"prompt_run_ids": []string{f.run}, "destination_connector_id": f.outbox, "destination_subpath": "a/b", "result_scope": "matches", "format": nil}
 			},
 			wrong: []obj{{"prompt_run_ids": "x"}, {"prompt_run_ids": []int{1}}, {"result_scope": "some"}, {"format": "xml"}, {"destination_connector_id": 5}, {"destination_subpath": "../x"}, {"destination_subpath": "/x"}, {"destination_subpath": "a/./b"}}},
-		"POST /exports/prompt-run/{run_id}": {scope: "write", path: func(f fixture) string { return "/exports/prompt-run/" + f.run }, unknown: []string{"/exports/prompt-run/" + gone}, ok: 202, emptyOK: true, read: "export made",
+		"POST /exports/prompt-run/{run_id}": {scope: "write", path: func(f fixture) string { return "/exports/prompt-run/" + f.run }, unknown: []string{"/exports/prompt-run/" + gone}, ok: 202, emptyOK: true,
 			body: func(fixture) any { return obj{"result_scope": "all", "format": "csv"} }, wrong: []obj{{"result_scope": 1}, {"format": "JSON"}, {"destination_subpath": ".."}}},
-		"POST /exports/import-job/{job_id}": {scope: "write", path: func(f fixture) string { return "/exports/import-job/" + f.job }, unknown: []string{"/exports/import-job/" + gone}, ok: 202, emptyOK: true, read: "export made",
+		"POST /exports/import-job/{job_id}": {scope: "write", path: func(f fixture) string { return "/exports/import-job/" + f.job }, unknown: []string{"/exports/import-job/" + gone}, ok: 202, emptyOK: true,
 			body: func(fixture) any { return obj{"format": "jsonl"} }, wrong: []obj{{"format": 1}, {"destination_subpath": "a\\b"}}},
-		"GET /exports":                               {scope: "read", path: at("/exports?limit=200"), ok: 200, read: "[export"},
-		"GET /exports/{export_id}":                   {scope: "read", path: func(f fixture) string { return "/exports/" + f.export }, unknown: []string{"/exports/" + gone, "/exports/%2A"}, ok: 200, read: "export"},
-		"POST /exports/{export_id}/download-url":     {scope: "read", path: func(f fixture) string { return "/exports/" + f.export + "/download-url" }, unknown: []string{"/exports/" + gone + "/download-url"}, ok: 200, emptyOK: true, read: "download link"},
+		"GET /exports":                               {scope: "read", path: at("/exports?limit=200"), ok: 200, lists: true},
+		"GET /exports/{export_id}":                   {scope: "read", path: func(f fixture) string { return "/exports/" + f.export }, unknown: []string{"/exports/" + gone, "/exports/%2A"}, ok: 200},
+		"POST /exports/{export_id}/download-url":     {scope: "read", path: func(f fixture) string { return "/exports/" + f.export + "/download-url" }, unknown: []string{"/exports/" + gone + "/download-url"}, ok: 200, emptyOK: true},
 		"GET /exports/{export_id}/download":          {scope: "read", path: func(f fixture) string { return "/exports/" + f.export + "/download" }, unknown: []string{"/exports/" + gone + "/download"}, ok: 200},
-		"GET /indexes/{index_id}/automations/export": {scope: "read", path: exporting, unknown: []string{"/indexes/" + gone + "/automations/export"}, ok: 200, read: "export automation"},
-		"PUT /indexes/{index_id}/automations/export": {scope: "write", path: exporting, unknown: []string{"/indexes/" + gone + "/automations/export"}, ok: 200, read: "export automation",
+		"GET /indexes/{index_id}/automations/export": {scope: "read", path: exporting, unknown: []string{"/indexes/" + gone + "/automations/export"}, ok: 200},
+		"PUT /indexes/{index_id}/automations/export": {scope: "write", path: exporting, unknown: []string{"/indexes/" + gone + "/automations/export"}, ok: 200,
 			body: func(f fixture) any {
 				return obj{"destination_connector_id": f.outbox, "destination_subpath": nil, "enabled": true, "format": "jsonl"}
 			},
 			wrong: []obj{{"destination_connector_id": 5}, {"enabled": true}, {"destination_connector_id": "c", "destination_subpath": "/x"}, {"destination_connector_id": "c", "format": "x"}, {"destination_connector_id": "c", "paused": "no"}}},
-		"POST /indexes/{index_id}/automations/export/pause":  {scope: "write", path: func(f fixture) string { return exporting(f) + "/pause" }, unknown: []string{"/indexes/" + gone + "/automations/export/pause"}, ok: 200, emptyOK: true, read: "export automation"},
-		"POST /indexes/{index_id}/automations/export/resume": {scope: "write", path: func(f fixture) string { return exporting(f) + "/resume" }, unknown: []string{"/indexes/" + gone + "/automations/export/resume"}, ok: 200, emptyOK: true, read: "export automation"},
+		"POST /indexes/{index_id}/automations/export/pause":  {scope: "write", path: func(f fixture) string { return exporting(f) + "/pause" }, unknown: []string{"/indexes/" + gone + "/automations/export/pause"}, ok: 200, emptyOK: true},
+		"POST /indexes/{index_id}/automations/export/resume": {scope: "write", path: func(f fixture) string { return exporting(f) + "/resume" }, unknown: []string{"/indexes/" + gone + "/automations/export/resume"}, ok: 200, emptyOK: true},
 		"GET /webhooks/events":                               {scope: "public", path: at("/webhooks/events"), ok: 200},
-		"POST /webhooks": {scope: "write", repeats: true, path: at("/webhooks"), ok: 201, read: "new webhook", body: hookBody,
+		"POST /webhooks": {scope: "write", repeats: true, path: at("/webhooks"), ok: 201, body: hookBody,
 			wrong: []obj{
 				{"url": hookURL, "events": hookEvents}, {"name": "n", "events": hookEvents}, {"name": "n", "url": hookURL},
 				{"name": "", "url": hookURL, "events": hookEvents}, {"name": strings.Repeat("x", 101), "url": hookURL, "events": hookEvents},
@@ -264,22 +265,22 @@ func probes() map[string]probe {
 				{"name": "n", "url": hookURL, "events": hookEvents, "index_ids": []string{"a.*"}}, {"name": "n", "url": hookURL, "events": hookEvents, "metadata": []int{1}},
 				{"name": "n", "url": hookURL, "events": hookEvents, "metadata": obj{"x": strings.Repeat("x", 20000)}},
 			}},
-		"GET /webhooks":              {scope: "read", path: at("/webhooks"), ok: 200, read: "[webhook"},
-		"GET /webhooks/{webhook_id}": {scope: "read", path: func(f fixture) string { return "/webhooks/" + f.webhook }, unknown: []string{"/webhooks/" + gone, "/webhooks/%3E"}, ok: 200, read: "webhook"},
-		"PATCH /webhooks/{webhook_id}": {scope: "write", path: func(f fixture) string { return "/webhooks/" + f.webhook }, unknown: []string{"/webhooks/" + gone}, ok: 200, read: "webhook",
+		"GET /webhooks":              {scope: "read", path: at("/webhooks"), ok: 200, lists: true},
+		"GET /webhooks/{webhook_id}": {scope: "read", path: func(f fixture) string { return "/webhooks/" + f.webhook }, unknown: []string{"/webhooks/" + gone, "/webhooks/%3E"}, ok: 200},
+		"PATCH /webhooks/{webhook_id}": {scope: "write", path: func(f fixture) string { return "/webhooks/" + f.webhook }, unknown: []string{"/webhooks/" + gone}, ok: 200,
 			body:  func(fixture) any { return obj{"index_ids": nil, "url": nil, "status": "active"} },
 			wrong: []obj{{"status": "disabled"}, {"name": ""}, {"url": "http://x/"}, {"events": []string{}}, {"events": []string{"x"}}, {"metadata": 1}, {"index_ids": 1}, {"unknown": 1}, {"name": nil}}},
 		"DELETE /webhooks/{webhook_id}":             {scope: "admin", path: func(f fixture) string { return "/webhooks/" + f.otherWebhook }, unknown: []string{"/webhooks/" + gone}, ok: 200},
-		"POST /webhooks/{webhook_id}/rotate-secret": {scope: "write", path: func(f fixture) string { return "/webhooks/" + f.webhook + "/rotate-secret" }, unknown: []string{"/webhooks/" + gone + "/rotate-secret"}, ok: 200, emptyOK: true, read: "rotated"},
-		"POST /webhooks/{webhook_id}/test":          {scope: "write", path: func(f fixture) string { return "/webhooks/" + f.webhook + "/test" }, unknown: []string{"/webhooks/" + gone + "/test"}, ok: 200, emptyOK: true, read: "webhook test"},
-		"GET /webhooks/{webhook_id}/deliveries":     {scope: "read", path: func(f fixture) string { return "/webhooks/" + f.webhook + "/deliveries?status=delivered&limit=1" }, unknown: []string{"/webhooks/" + gone + "/deliveries"}, ok: 200, read: "[delivery"},
-		"GET /webhooks/deliveries/{delivery_id}":    {scope: "read", path: func(f fixture) string { return "/webhooks/deliveries/" + f.delivery }, unknown: []string{"/webhooks/deliveries/" + gone, "/webhooks/deliveries/*"}, ok: 200, read: "delivery"},
+		"POST /webhooks/{webhook_id}/rotate-secret": {scope: "write", path: func(f fixture) string { return "/webhooks/" + f.webhook + "/rotate-secret" }, unknown: []string{"/webhooks/" + gone + "/rotate-secret"}, ok: 200, emptyOK: true},
+		"POST /webhooks/{webhook_id}/test":          {scope: "write", path: func(f fixture) string { return "/webhooks/" + f.webhook + "/test" }, unknown: []string{"/webhooks/" + gone + "/test"}, ok: 200, emptyOK: true},
+		"GET /webhooks/{webhook_id}/deliveries":     {scope: "read", path: func(f fixture) string { return "/webhooks/" + f.webhook + "/deliveries?status=delivered&limit=1" }, unknown: []string{"/webhooks/" + gone + "/deliveries"}, ok: 200, lists: true},
+		"GET /webhooks/deliveries/{delivery_id}":    {scope: "read", path: func(f fixture) string { return "/webhooks/deliveries/" + f.delivery }, unknown: []string{"/webhooks/deliveries/" + gone, "/webhooks/deliveries/*"}, ok: 200},
 		"POST /webhooks/deliveries/{delivery_id}/retry": {scope: "write", path: func(f fixture) string { return "/webhooks/deliveries/" + f.delivery + "/retry" }, unknown: []string{"/webhooks/deliveries/" + gone + "/retry"}, ok: 400, emptyOK: true,
 			fresh: func(w *world, f fixture) string {
 				id := w.delivery(f.webhook, event.NewID("evt"), func(d *event.Delivery) { d.State, d.Attempts, d.EndedAt = event.DeliveryFailed, 1, d.CreatedAt })
 				return "/webhooks/deliveries/" + id + "/retry"
 			}, freshOK: 200},
-		"POST /notifications/{connector_id}": {scope: "write", path: func(f fixture) string { return "/notifications/" + f.connector }, unknown: []string{"/notifications/" + gone}, ok: 200, body: func(fixture) any { return obj{"message": obj{}} }, read: "message"},
+		"POST /notifications/{connector_id}": {scope: "write", path: func(f fixture) string { return "/notifications/" + f.connector }, unknown: []string{"/notifications/" + gone}, ok: 200, body: func(fixture) any { return obj{"message": obj{}} }},
 	}
 }
 
@@ -476,10 +477,15 @@ func TestEveryRoute(t *testing.T) {
 				t.Errorf("%s: %d %s", path, a.status, a.raw)
 			}
 		}
-		if p.read != "" {
-			a := p.send(w, name, path, f, request{})
-			a.want(p.ok)
-			conform(t, name, p.read, a.body)
+		if p.lists {
+			a := p.send(w, name, path, f, request{}).want(p.ok)
+			list, bare := a.body.([]any)
+			if !bare {
+				list, _ = a.at("data").([]any)
+			}
+			if len(list) == 0 {
+				t.Errorf("%s: want a list with something in it, got %s", name, a.raw)
+			}
 		}
 		if p.emptyOK {
 			w.do(method, path, nil).want(p.ok)
@@ -532,140 +538,5 @@ func TestNoSuchRoute(t *testing.T) {
 	w.admin.Handler().ServeHTTP(rec, r)
 	if rec.Body.String() != "ops /healthz" {
 		t.Errorf("ops: %q", rec.Body)
-	}
-}
-
-// model is what the strict client wants of an answer (contract §20.1): members that must be there and not null, and
-// of these the arrays.
-type model struct {
-	required []string
-	arrays   []string
-	members  map[string]string // nested models
-	strings  []string          // arrays of objects all of whose values are strings
-}
-
-func words(s string) []string { return strings.Fields(s) }
-
-var models = map[string]model{
-	"message":         {required: words("message")},
-	"test":            {required: words("success")},
-	"announcements":   {required: words("done steps"), arrays: words("steps")},
-	"connector":       {required: words("connector_id name provider status scopes import_mode"), arrays: words("scopes")},
-	"file":            {required: words("path name size_bytes last_modified extension")},
-	"index":           {required: words("index_id name user_id created_at is_default")},
-	"rate limits":     {required: words("user_id plan_id categories")},
-	"usage":           {required: words("user_id period_start period_end metrics model_usage auth_usage totals"), members: map[string]string{"totals": "usage totals"}},
-	"usage totals":    {required: words("total_tokens total_searches")},
-	"usage history":   {required: words("user_id history"), arrays: words("history")},
-	"usage details":   {required: words("user_id details"), arrays: words("details")},
-	"usage breakdown": {required: words("user_id breakdown")},
-	"job": {required: words("job_id connector_id target_index_id source_prefix status progress file_pattern recursive video_ids failed_files skipped_files"),
-		arrays: words("video_ids failed_files skipped_files"), strings: words("failed_files skipped_files"), members: map[string]string{"progress": "progress"}},
-	"explanation": {required: words("connector_id path verdict automations steps"), arrays: words("automations steps"), members: map[string]string{"automations": "[interest", "steps": "[step"}},
-	"interest":    {required: words("automation_id index_id matches reason outcome")},
-	"step":        {required: words("at step text")},
-	"dead":        {required: words("dead_id service consumer stream subject reason stage delivered at data_bytes cut")},
-	"plan":        {required: words("automation_id index_id connector_id matched_files settled_files importing_files files bytes complete"), arrays: words("files")},
-	"watched":     {required: words("automation"), members: map[string]string{"automation": "automation"}},
-	"job file":    {required: words("path version connector_id size_bytes state bytes_transferred attempts")},
-	"progress":    {required: words("total_files imported failed skipped bytes_transferred")},
-	"video": {required: words("video_id title video_uri status created_at updated_at media_type marker"),
-		members: map[string]string{"processing_status": "[media run"}},
-	"media run": {required: words("run_id status total_segments pending_segments processing_segments successful_segments failed_segments segments"), arrays: words("segments")},
-	"prompt":    {required: words("prompt_id user_id name description prompt_text json_schema created_at is_active")},
-	"prompts":   {required: words("prompts total_count active_count"), arrays: words("prompts"), members: map[string]string{"prompts": "[prompt"}},
-	"run": {required: words(`run_id prompt_id prompt_name prompt_type executed_at executed_by status run_context
-		total_videos completed_videos failed_videos partial_videos cancelled_videos
-		total_audios completed_audios failed_audios partial_audios cancelled_audios
-		total_images completed_images failed_images partial_images cancelled_images
-		total_segments completed_segments field_extraction_failures transcription_failures image_embedding_failures
-		video_segmentation_type audio_segmentation_type image_segmentation_type
-		created_new_segments enable_transcription enable_image_embedding video_level_enabled total_video_seconds
-		video_level_total_items video_level_completed_items video_level_failed_items video_level_partial_items
-		billing_estimated_mt billing_actual_mt stop_state marker`), members: map[string]string{"run_context": "context"}},
-	"context":        {required: words("type media_count")},
-	"index deletion": {required: words("index_id deletion_id status message")},
-	"video deletion": {required: words("video_id deletion_id status message")},
-	"video status":   {required: words("video_id status")},
-	"video segments": {required: words("video_id segments"), arrays: words("segments")},
-	"prompt usage":   {required: words("prompt_id name is_active is_in_use created_at schema_properties_count")},
-	"schema test":    {required: words("valid message")},
-	"estimate":       {required: words("estimated_mt breakdown sufficient_balance current_balance_mt")},
-	"video result":   {required: words("run_id prompt_id video_id executed_at status metadata metadata_text result_type")},
-	"counts":         {required: words("field_extraction transcription image_embedding processing")},
-	"failures":       {required: words("run_id status videos_with_failures failed_segments operation_counts videos"), arrays: words("videos"), members: map[string]string{"operation_counts": "counts"}},
-	"workflow run":   {required: words("run_id run prompt status_url results_url"), members: map[string]string{"run": "run", "prompt": "prompt"}},
-	"workflow page":  {required: words("run_id status result_level unfiltered"), members: map[string]string{"unfiltered": "page video result"}},
-	"result":         {required: words("segment_id run_id prompt_id executed_at metadata metadata_text result_type field_extraction_succeeded thumbnail_available gif_available")},
-	"automation":     {required: words("automation_id index_id enabled paused connector_id source_prefix file_pattern recursive debounce_interval created_at updated_at")},
-	"export": {required: words(`export_id target_id export_type status queue_status attempts max_attempts created_at available_at updated_at
-		destination_type export_params`)},
-	"export made":       {required: words("export_id status")},
-	"download link":     {required: words("export_id status destination_type")},
-	"export automation": {required: words("automation_id index_id enabled paused destination_connector_id format created_at updated_at")},
-	"webhook":           {required: words("webhook_id name url events status failure_count created_at updated_at"), arrays: words("events")},
-	"new webhook":       {required: words("webhook_id name url events status failure_count secret"), arrays: words("events")},
-	"rotated":           {required: words("webhook_id new_secret")},
-	"webhook test":      {required: words("success")},
-	"delivery":          {required: words("delivery_id webhook_id event_type status attempts created_at payload")},
-	"page":              {required: words("data pagination"), arrays: words("data"), members: map[string]string{"pagination": "pagination"}},
-	"pagination":        {required: words("limit has_more")},
-}
-
-var timestamps = regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$`)
-
-// conform walks an answer.
-func conform(t *testing.T, where, name string, v any) {
-	t.Helper()
-	if inner, ok := strings.CutPrefix(name, "page "); ok {
-		conform(t, where, "page", v)
-		conform(t, where+".data", "["+inner, v.(map[string]any)["data"])
-		return
-	}
-	if inner, ok := strings.CutPrefix(name, "["); ok {
-		list, ok := v.([]any)
-		if !ok || len(list) == 0 {
-			t.Errorf("%s: want a list with something in it, got %v", where, v)
-		}
-		for _, e := range list {
-			conform(t, where+"[]", inner, e)
-		}
-		return
-	}
-	m, ok := models[name]
-	if !ok {
-		t.Fatalf("no model %s", name)
-	}
-	o, ok := v.(map[string]any)
-	if !ok {
-		t.Errorf("%s: want an object, got %v", where, v)
-		return
-	}
-	for _, k := range m.required {
-		if o[k] == nil {
-			t.Errorf("%s: %s is missing or null", where, k)
-		}
-	}
-	for _, k := range m.arrays {
-		if _, ok := o[k].([]any); !ok {
-			t.Errorf("%s: %s is not an array", where, k)
-		}
-	}
-	for _, k := range m.strings {
-		for _, item := range o[k].([]any) {
-			for name, value := range item.(map[string]any) {
-				if _, ok := value.(string); !ok {
-					t.Errorf("%s: %s.%s is not a string", where, k, name)
-				}
-			}
-		}
-	}
-	for k, inner := range m.members {
-		conform(t, where+"."+k, inner, o[k])
-	}
-	for k, value := range o {
-		if s, ok := value.(string); ok && strings.HasSuffix(k, "_at") && !timestamps.MatchString(s) {
-			t.Errorf("%s: %s is %q", where, k, s)
-		}
 	}
 }

@@ -51,14 +51,17 @@ type operationCounts struct {
 }
 
 type failedSegment struct {
-	Segment      string  `json:"segment_id"`
-	Video        string  `json:"video_id"`
-	Status       string  `json:"status" enum:"failed"`
-	StartTime    *string `json:"start_time"`
-	EndTime      *string `json:"end_time"`
-	CompletedAt  string  `json:"completed_at" format:"date-time"`
-	ErrorMessage string  `json:"error_message"`
-	FailureStage string  `json:"failure_stage" enum:"field_extraction"`
+	Segment      string   `json:"segment_id"`
+	Video        string   `json:"video_id"`
+	Status       string   `json:"status" enum:"failed"`
+	StartTime    *float64 `json:"start_time"`
+	EndTime      *float64 `json:"end_time"`
+	CompletedAt  string   `json:"completed_at" format:"date-time"`
+	ErrorMessage string   `json:"error_message"`
+	FailureStage string   `json:"failure_stage" enum:"field_extraction"`
+	Failure      string   `json:"failure_message" doc:"the same as error_message"`
+	Operations   []string `json:"failed_operations" nullable:"false" enum:"field_extraction"`
+	Retryable    bool     `json:"retryable" doc:"false: segments are not retried one by one here"`
 }
 
 type failedVideo struct {
@@ -264,7 +267,7 @@ func (a *Admin) failedSegments(ctx context.Context, in *runPath) (*body[failureM
 			Video: report.Video, Failed: 1, Counts: operationCounts{FieldExtraction: 1},
 			Segments: []failedSegment{{
 				Segment: segmentOf(report.Video), Video: report.Video, Status: "failed", CompletedAt: stamp(report.ReportedAt),
-				ErrorMessage: cmp.Or(report.Error, "failed"), FailureStage: "field_extraction",
+				ErrorMessage: cmp.Or(report.Error, "failed"), FailureStage: "field_extraction", Failure: cmp.Or(report.Error, "failed"), Operations: []string{"field_extraction"},
 			}},
 		})
 	}

@@ -336,7 +336,8 @@ func TestMalformedReport(t *testing.T) {
 	if l := w.do("GET", "/indexes/"+index+"/videos", nil).want(200); len(l.at("data").([]any)) != 3 {
 		t.Errorf("media: %s", l.raw)
 	}
-	if m := w.do("GET", "/prompt-runs/run_1/failed-segments", nil).want(200); m.at("failed_segments") != 1.0 || m.str("videos", 0, "video_id") != ids[2] {
+	if m := w.do("GET", "/prompt-runs/run_1/failed-segments", nil).want(200); m.at("failed_segments") != 1.0 || m.str("videos", 0, "video_id") != ids[2] ||
+		m.str("videos", 0, "segments", 0, "failure_message") == "" || m.str("videos", 0, "segments", 0, "failed_operations", 0) != "field_extraction" {
 		t.Errorf("manifest: %s", m.raw)
 	}
 	if p := w.do("GET", "/workflow/runs/run_1/results", nil).want(200); p.str("unfiltered", "data", 0, "video_id") != ids[2] || p.at("unfiltered", "data", 1) != nil {
@@ -430,6 +431,17 @@ func TestWorkflow(t *testing.T) {
 	if a.at("prompt_created_inline") != false || a.str("run", "run_context", "type") != "index" || a.str("run", "audio_segmentation_type") != "content_aware" {
 		t.Errorf("%s", a.raw)
 	}
+	a = w.do("POST", "/workflow/process", obj{"prompt_id": prompt, "video_ids": ids[0], "segmentation_mode": "fixed"}).want(202) // as the Python client does
+	if a.at("run", "total_videos") != 1.0 || a.at("run", "video_segment_duration") != 10.0 || a.at("run", "audio_segment_duration") != 10.0 {
+		t.Errorf("%s", a.raw)
+	}
+	if a = w.do("POST", "/workflow/process", obj{"prompt_id": prompt, "index_name": "a"}).want(202); a.str("run", "run_context", "index_id") != index {
+		t.Errorf("%s", a.raw)
+	}
+	w.do("POST", "/workflow/process", obj{"prompt_id": prompt, "index_name": "nobody's"}).refused(404, "resource_index_not_found", "nobody's")
+	w.do("POST", "/workflow/process", obj{"prompt_id": prompt, "index_name": "a", "index_id": index}).refused(422, "validation_error", "index_name")
+	w.index("a")
+	w.do("POST", "/workflow/process", obj{"prompt_id": prompt, "index_name": "a"}).refused(422, "validation_error", "index_name", "index_id")
 	before := len(w.do("GET", "/prompts", nil).at("prompts").([]any))
 	w.do("POST", "/workflow/process", obj{"prompt_instruction": "0123456789", "index_id": gone}).refused(404, "resource_index_not_found")
 	w.do("POST", "/workflow/process", obj{"prompt_id": gone, "index_id": index}).refused(404, "resource_prompt_not_found")

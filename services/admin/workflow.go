@@ -1,13 +1,17 @@
 package admin
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/danielgtaylor/huma/v2"
 
 	"millrace/shared/event"
 	"millrace/shared/store"
@@ -18,10 +22,11 @@ import (
 // settings of either client.
 type workflowProcess struct {
 	Body struct {
-		Prompt      string   `json:"prompt_id,omitempty" doc:"this or prompt_instruction"`
-		Instruction string   `json:"prompt_instruction,omitempty" doc:"10 to 5000 characters, made a prompt of its own; this or prompt_id"`
-		Index       string   `json:"index_id,omitempty" doc:"the run is on all of it, unless video_ids are given"`
-		Videos      []string `json:"video_ids,omitempty" nullable:"true"`
+		Prompt      string    `json:"prompt_id,omitempty" doc:"this or prompt_instruction"`
+		Instruction string    `json:"prompt_instruction,omitempty" doc:"10 to 5000 characters, made a prompt of its own; this or prompt_id"`
+		Index       string    `json:"index_id,omitempty" doc:"the run is on all of it, unless video_ids are given"`
+		IndexName   string    `json:"index_name,omitempty" doc:"in place of index_id: the name of one index, exactly"`
+		Videos      oneOrMore `json:"video_ids,omitempty" doc:"ids of media, or one id alone"`
 
 		VideoSegmentation    string `json:"video_segmentation_type,omitempty" enum:"smart,fixed,content_aware"`
 		AudioSegmentation    string `json:"audio_segmentation_type,omitempty" enum:"fixed,content_aware"`
@@ -32,10 +37,31 @@ type workflowProcess struct {
 		EnableImageEmbedding *bool  `json:"enable_image_embedding,omitempty"`
 
 		Segmentation   string `json:"segmentation_mode,omitempty" enum:"smart,fixed,content_aware" doc:"where the types are not given"`
-		FixedDuration  *int   `json:"fixed_segment_duration_seconds,omitempty" doc:"where the durations are not given"`
+		FixedDuration  *int   `json:"fixed_segment_duration_seconds,omitempty" doc:"where the durations are not given; default 10 with segmentation_mode fixed"`
 		Transcription  *bool  `json:"advanced_transcription,omitempty" doc:"where enable_transcription is not given"`
 		ImageEmbedding *bool  `json:"create_image_embeddings,omitempty" doc:"where enable_image_embedding is not given"`
 	}
+}
+
+// defaultSegment is how many seconds a segment has when a client says that segments are fixed and not how long.
+const defaultSegment = 10
+
+// oneOrMore is a list of ids, which the official Python client lets be one id alone.
+type oneOrMore []string
+
+// UnmarshalJSON takes both.
+func (l *oneOrMore) UnmarshalJSON(data []byte) error {
+	if bytes.HasPrefix(bytes.TrimSpace(data), []byte(`"`)) {
+		*l = make(oneOrMore, 1)
+		return json.Unmarshal(data, &(*l)[0])
+	}
+	return json.Unmarshal(data, (*[]string)(l))
+}
+
+// Schema is for huma.
+func (oneOrMore) Schema(huma.Registry) *huma.Schema {
+	id := &huma.Schema{Type: huma.TypeString}
+	return &huma.Schema{OneOf: []*huma.Schema{{Type: huma.TypeArray, Items: id}, id}}
 }
 
 type workflowRun struct {
@@ -87,11 +113,24 @@ func (a *Admin) workflowProcess(ctx context.Context, in *workflowProcess) (*body
 	if n := len([]rune(b.Instruction)); b.Instruction != "" && (n < 10 || n > 5000) {
 		f.add("prompt_instruction", "must have 10 to 5000 characters")
 	}
-	if b.Index == "" && len(b.Videos) == 0 {
-		f.add("index_id", "is required, or else video_ids: there is no playground here")
+	switch {
+	case b.Index != "" && b.IndexName != "":
+		f.add("index_name", "must be left out when index_id is given")
+	case b.Index == "" && b.IndexName == "" && len(b.Videos) == 0:
+		f.add("index_id", "is required, or else index_name or video_ids: there is no playground here")
 	}
 	if err := f.err(); err != nil {
 		return nil, err
+	}
+	if b.IndexName != "" {
+		var err error
+		if b.Index, err = a.indexNamed(ctx, b.IndexName); err != nil {
+			return nil, err
+		}
+	}
+	if b.Segmentation == segmentFixed && b.FixedDuration == nil {
+		b.FixedDuration = new(int)
+		*b.FixedDuration = defaultSegment
 	}
 	audio := b.Segmentation
 	if audio == segmentSmart { // of which audio has none
@@ -138,6 +177,27 @@ func (a *Admin) workflowProcess(ctx context.Context, in *workflowProcess) (*body
 		StatusURL:  a.cfg.BasePath + "/prompt-runs/" + run.Body.ID,
 		ResultsURL: a.cfg.BasePath + "/workflow/runs/" + run.Body.ID + "/results",
 	}}, err
+}
+
+// indexNamed returns the id of the one index with a name.
+func (a *Admin) indexNamed(ctx context.Context, name string) (id string, err error) {
+	for x, err := range a.indexes.All(ctx) {
+		switch {
+		case err != nil:
+			return "", err
+		case x.Name != name || x.ID == id:
+		case id != "":
+			return "", invalid("index_name", "must be the name of one index; several are called %q: give index_id", shortened(name))
+		default:
+			id = x.ID
+		}
+	}
+	if id == "" {
+		p := notFound("index", shortened(name))
+		p.message = fmt.Sprintf("No index has the name %s.", shortened(name))
+		return "", p
+	}
+	return id, nil
 }
 
 // titleOf names a prompt by the beginning of its text.

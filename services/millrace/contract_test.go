@@ -130,23 +130,7 @@ func (r reply) refused(status int, code string) reply {
 }
 
 // at walks into the body: names, and numbers for elements.
-func (r reply) at(path ...any) any {
-	v := r.body
-	for _, p := range path {
-		switch p := p.(type) {
-		case string:
-			m, _ := v.(map[string]any)
-			v = m[p]
-		case int:
-			l, _ := v.([]any)
-			if p >= len(l) {
-				return nil
-			}
-			v = l[p]
-		}
-	}
-	return v
-}
+func (r reply) at(path ...any) any { return strict.At(r.body, path...) }
 
 func (r reply) str(path ...any) string { s, _ := r.at(path...).(string); return s }
 func (r reply) list(path ...any) []any { l, _ := r.at(path...).([]any); return l }
@@ -303,6 +287,7 @@ func TestContractSequence(t *testing.T) {
 	index := c.call("POST", "/indexes", obj{"name": "Cameras"}, "Idempotency-Key", "index-create:1").want(201).str("index_id")
 	hook := c.call("POST", "/webhooks", obj{"name": "n8n", "url": hooks.URL, "index_ids": []string{index}, "metadata": obj{"n8n_workflow_id": "12"}, "events": []string{
 		"import_job.started", "import_job.completed", "import_job.partial_completed", "import_job.failed", "media.created",
+		"media.processing.completed", "media.processing.failed",
 		"prompt_run.started", "prompt_run.completed", "prompt_run.partial_completed", "prompt_run.failed", "export.ready",
 	}}, "Idempotency-Key", "n8n-webhook-1").want(201)
 	if len(hooks.deliveries()) > 0 {
@@ -368,7 +353,7 @@ func TestContractSequence(t *testing.T) {
 	if bytes, _ := results.at("data", 0, "metadata", "bytes").(float64); len(results.list("data")) != 1 || bytes == 0 {
 		t.Errorf("results: %s", results.raw)
 	}
-	told("prompt_run.started", "prompt_run.completed")
+	told("prompt_run.started", "media.processing.completed", "prompt_run.completed")
 	export := c.call("POST", "/exports/prompt-run/"+run, nil).want(202).str("export_id")
 	var ready reply
 	eventually(t, "the export is ready", func() error {

@@ -26,6 +26,7 @@ import (
 func TestSecretsStayInside(t *testing.T) {
 	const key, token, marker = "PLANTED-api-key-8f2c1b", "PLANTED-nats-token-77aa", "PLANTED-inside-the-credentials"
 	const cloudKey = "PLANTED-key-of-another-cloud"
+	const clientSecret = "PLANTED-client-secret-of-a-principal"
 	accountKey := base64.StdEncoding.EncodeToString([]byte("PLANTED-account-key-of-azure"))
 	const pushToken = "PLANTED-token-of-a-push"
 	const jwt = "eyJhbGciOiJSUzI1NiJ9.UExBTlRFRC1pbi1hLXRva2Vu.UExBTlRFRA"
@@ -41,7 +42,7 @@ func TestSecretsStayInside(t *testing.T) {
 	if len(private) < 40 {
 		t.Fatalf("not a line of a private key: %q", private)
 	}
-	secrets := map[string]string{"API key": key, "NATS token": token, "credentials": marker, "private key": private, "cloud key": cloudKey, "account key": accountKey, "push token": pushToken, "OIDC token": jwt}
+	secrets := map[string]string{"API key": key, "NATS token": token, "credentials": marker, "private key": private, "cloud key": cloudKey, "account key": accountKey, "client secret": clientSecret, "push token": pushToken, "OIDC token": jwt}
 
 	listen := freeAddr(t)
 	// The executor's command prints its whole environment, which is where a key may come from too.
@@ -92,7 +93,9 @@ func TestSecretsStayInside(t *testing.T) {
 	for _, c := range []struct{ method, path, body string }{
 		{"POST", "/connectors/s3", `{"name":"S","bucket":"b","region":"r","aws_access_key_id":%q,"aws_secret_access_key":%[1]q}`},
 		{"POST", "/connectors/s3", `{"name":5,"bucket":%q,"region":"r","aws_access_key_id":%[1]q,"aws_secret_access_key":{"x":%[1]q},"endpoint_url":"https://u:%[1]s@h"}`},
-		{"POST", "/connectors/azure", `{"name":"A","storage_account":"millracedrops","container":"drops","tenant_id":"t","client_id":"c","client_secret":%q}`},
+		{"POST", "/connectors/azure", `{"name":"A","storage_account":"millracedrops","container":"drops","tenant_id":"t","client_id":"c","client_secret":"` + clientSecret + `"}`},
+		{"POST", "/connectors/azure", `{"name":"F","storage_account":"millracedrops","container":"drops","client_id":"c","client_secret":"` + clientSecret + `"}`},
+		{"POST", "/connectors/azure", `{"name":"G","storage_account":"millracedrops","container":"drops","tenant_id":["` + clientSecret + `"],"client_id":5,"client_secret":"` + clientSecret + `"}`},
 		{"POST", "/connectors/azure", `{"name":"B","storage_account":"ACCOUNT","container":"drops","endpoint_url":"ENDPOINT","sas_token":"sv=2026&sp=rl&sig=%s"}`},
 		{"POST", "/connectors/azure", `{"name":"C","storage_account":"ACCOUNT","container":"drops","endpoint_url":"ENDPOINT","sas_token":"?%s"}`},
 		{"POST", "/connectors/azure", `{"name":"E","storage_account":"ACCOUNT","container":"drops","endpoint_url":"ENDPOINT","account_key":"` + accountKey + `"}`},
@@ -116,6 +119,15 @@ func TestSecretsStayInside(t *testing.T) {
 			must(t, json.Unmarshal(call("GET", "/api/v2/explain?path=a.mp4&connector_id="+made.ID, nil, nil).body, &told))
 			if told.Error == nil {
 				t.Errorf("%s: a storage that refuses everything is not told", sent)
+			}
+		} else if made.ID != "" && c.method == "POST" {
+			for body, status := range map[string]int{
+				`{"client_secret":"` + clientSecret + `"}`:                                   422,
+				`{"tenant_id":"t2","client_id":"c2","client_secret":"` + clientSecret + `"}`: 200,
+			} {
+				if res := call("PATCH", "/api/v2/connectors/"+made.ID, nil, []byte(body)); res.status != status {
+					t.Errorf("%s: %d %s", body, res.status, res.body)
+				}
 			}
 		}
 	}

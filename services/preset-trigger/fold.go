@@ -26,7 +26,8 @@ type fold struct {
 
 // standing is where one medium stands.
 type standing struct {
-	kind  string            // media type
+	kind  string // media type
+	title string
 	state event.ReportState // "": not reported
 	seq   uint64            // of the report that counts
 }
@@ -40,7 +41,7 @@ func (f *fold) add(m event.RunMedium) {
 	if _, twice := f.media[m.Video]; twice {
 		return
 	}
-	f.media[m.Video] = standing{kind: m.MediaType}
+	f.media[m.Video] = standing{kind: m.MediaType, title: m.Title}
 	f.count(m.MediaType, 1, "", 0)
 }
 
@@ -83,7 +84,7 @@ func (f *fold) apply(video string, state event.ReportState, seq uint64, at time.
 	}
 	f.count(now.kind, 0, now.state, -1)
 	f.count(now.kind, 0, state, 1)
-	f.media[video] = standing{kind: now.kind, state: state, seq: seq}
+	f.media[video] = standing{kind: now.kind, title: now.title, state: state, seq: seq}
 	return true
 }
 

@@ -165,7 +165,11 @@ func (w *world) announce(job store.Job) {
 // report says what became of a medium.
 func (w *world) report(run, video string, state event.ReportState) {
 	w.Helper()
-	data, err := json.Marshal(event.Report{Run: run, Video: video, State: state, ReportedAt: time.Now()})
+	r := event.Report{Run: run, Video: video, State: state, ReportedAt: time.Now()}
+	if state == event.Unsuccessful {
+		r.Error = "the command ended with status 1"
+	}
+	data, err := json.Marshal(r)
 	must(w, err)
 	_, err = w.bus.Publish(w.Context(), bus.Message{Subject: w.bus.Subject("run", "report", run, video), Data: data})
 	must(w, err)

@@ -117,6 +117,7 @@ type session struct {
 	live    map[string]*liveRun // runs not settled, by id
 	dirty   map[string]*liveRun // those whose records are behind, or not announced
 	settled map[string]struct{} // runs of which nothing more is to be done
+	news    []bus.Message       // of media, not announced
 }
 
 // liveRun is a run that is not settled.
@@ -229,6 +230,9 @@ func (s *session) work(ctx context.Context, changes <-chan store.Change[store.Ru
 			if err := s.take(ctx, m, reports); err != nil {
 				return err
 			}
+			if err := s.tellNews(ctx); err != nil {
+				return err
+			}
 		case <-look:
 		case <-sweep.C:
 			s.sweep(ctx)
@@ -285,11 +289,47 @@ func (s *session) report(ctx context.Context, m jetstream.Msg) (string, error) {
 			return "", err
 		}
 	}
+	before := l.fold.media[r.Video].state
 	if !l.fold.apply(r.Video, r.State, md.Sequence.Stream, md.Timestamp) {
 		return reportUnknownMedium, nil
 	}
 	s.dirty[r.Run] = l
+	if now := l.fold.media[r.Video]; now.state != before {
+		e, err := processingEvent(l.record, r, now, md.Timestamp)
+		if err != nil {
+			return "", err
+		}
+		s.news = append(s.news, s.runs.bus.EventMessage(e))
+	}
 	return reportFolded, nil
+}
+
+// tellNews announces how media got on, before the record of their run shows it: once that is settled, nobody folds these
+// reports again. A takeover tells the newest of each medium once more, under the same id.
+func (s *session) tellNews(ctx context.Context) error {
+	if len(s.news) == 0 {
+		return nil
+	}
+	_, errs := s.runs.bus.PublishAll(ctx, s.news)
+	s.news = s.news[:0]
+	return errors.Join(errs...)
+}
+
+// processingEvent is the event that says how a medium gets on in a run.
+func processingEvent(run store.Run, r event.Report, m standing, at time.Time) (event.Event, error) {
+	typ, status := event.ProcessingStarted, "processing"
+	switch m.state {
+	case event.Successful:
+		typ, status = event.ProcessingCompleted, "processed"
+	case event.Unsuccessful:
+		typ, status = event.ProcessingFailed, "failed"
+	}
+	e, err := bus.NewEvent(typ, cmp.Or(run.Index, bus.NoIndex), r.Video, at, event.ProcessingEvent{
+		Video: r.Video, Index: run.Index, Run: run.ID, Prompt: run.Prompt, Job: run.Job, Title: m.title, MediaType: m.kind,
+		Status: status, Error: r.Error,
+	})
+	e.ID = event.IDOf(typ, e.Index, run.ID+" "+r.Video) // a medium may be in many runs
+	return e, err
 }
 
 // lookup finds the run of a report, nil with the reason if there is nothing to be done for it.
@@ -336,6 +376,7 @@ func readReport(subject string, data []byte) (event.Report, error) {
 		Run   string            `json:"run_id"`
 		Video string            `json:"video_id"`
 		State event.ReportState `json:"state"`
+		Error string            `json:"error"`
 	}
 	if err := json.Unmarshal(data, &body); err != nil {
 		return event.Report{}, fmt.Errorf("decode report: %w", err)
@@ -346,6 +387,9 @@ func readReport(subject string, data []byte) (event.Report, error) {
 		return event.Report{}, fmt.Errorf("subject %s names no run and medium", subject)
 	}
 	r := event.Report{Run: tokens[n-2], Video: tokens[n-1], State: body.State}
+	if r.State == event.Unsuccessful {
+		r.Error = body.Error
+	}
 	switch {
 	case body.Run != "" && body.Run != r.Run:
 		return r, fmt.Errorf("run_id %q in the body, %q in the subject", body.Run, r.Run)

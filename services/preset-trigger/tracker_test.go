@@ -54,6 +54,26 @@ func TestTracksReports(t *testing.T) {
 	if n := len(w.stored(topology.Events, "event", string(event.RunProgress), index, run.ID)); n == 0 || n > int(got.EndedAt.Sub(got.StartedAt)/tellEvery)+2 {
 		t.Errorf("%d events of progress", n)
 	}
+	// How each medium got on was told before the run was settled, once however often it was reported.
+	for typ, about := range map[event.Type]map[string]string{
+		event.ProcessingStarted: {media[0].Video: "processing"}, event.ProcessingFailed: {media[3].Video: "failed"},
+		event.ProcessingCompleted: {media[0].Video: "processed", media[7].Video: "processed", media[3].Video: ""},
+	} {
+		for video, status := range about {
+			events := w.stored(topology.Events, "event", string(typ), index, video)
+			if status == "" || len(events) != 1 {
+				if status != "" || len(events) > 0 {
+					t.Errorf("%d events %s of %s", len(events), typ, video)
+				}
+				continue
+			}
+			var data event.ProcessingEvent
+			must(t, json.Unmarshal(events[0].Data, &data))
+			if data.Run != run.ID || data.Video != video || data.Status != status || data.MediaType == "" || data.Prompt != prompt || (status == "failed") != (data.Error != "") {
+				t.Errorf("%s says %+v", typ, data)
+			}
+		}
+	}
 	for _, typ := range []event.Type{event.RunStarted, event.RunPartialCompleted} {
 		events := w.stored(topology.Events, "event", string(typ), index, run.ID)
 		if len(events) != 1 {

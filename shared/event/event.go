@@ -336,6 +336,9 @@ const (
 	JobPartialCompleted Type = "import_job.partial_completed"
 	JobFailed           Type = "import_job.failed"
 	MediaCreated        Type = "media.created"
+	ProcessingStarted   Type = "media.processing.started"
+	ProcessingCompleted Type = "media.processing.completed"
+	ProcessingFailed    Type = "media.processing.failed"
 	RunStarted          Type = "prompt_run.started"
 	RunProgress         Type = "prompt_run.progress" // at most once a second
 	RunCompleted        Type = "prompt_run.completed"
@@ -380,6 +383,19 @@ type MediaEvent struct {
 	MediaType string  `json:"media_type"`
 	Seconds   float64 `json:"duration_seconds,omitempty"`
 	Size      int64   `json:"size"`
+}
+
+// ProcessingEvent is the data of media.processing.* events: what a run does with one medium.
+type ProcessingEvent struct {
+	Video     string `json:"video_id"`
+	Index     string `json:"index_id,omitempty"`
+	Run       string `json:"run_id"`
+	Prompt    string `json:"prompt_id"`
+	Job       string `json:"job_id,omitempty"`
+	Title     string `json:"title"`
+	MediaType string `json:"media_type"`
+	Status    string `json:"status"` // as the medium has it in the API: processing, processed or failed
+	Error     string `json:"error_message,omitempty"`
 }
 
 // RunEvent is the data of prompt_run.* events.

@@ -33,6 +33,7 @@ var contracts = map[string]any{
 	"report":        event.Report{},
 	"import_job":    event.JobEvent{},
 	"media":         event.MediaEvent{},
+	"processing":    event.ProcessingEvent{},
 	"prompt_run":    event.RunEvent{},
 	"drift":         event.DriftEvent{},
 	"dead":          event.Dead{},
@@ -565,6 +566,7 @@ func TestEveryEventHasAChannel(t *testing.T) {
 	top := topology.Topology{Prefix: "millrace"}
 	types := []event.Type{
 		event.JobStarted, event.JobProgress, event.JobCompleted, event.JobPartialCompleted, event.JobFailed, event.MediaCreated,
+		event.ProcessingStarted, event.ProcessingCompleted, event.ProcessingFailed,
 		event.RunStarted, event.RunProgress, event.RunCompleted, event.RunPartialCompleted, event.RunFailed, event.RunCancelled, event.ScanDrift,
 		event.ExportReady, event.ExportFailed,
 		event.CommandCompleted, event.CommandFailed,
@@ -580,7 +582,7 @@ func TestEveryEventHasAChannel(t *testing.T) {
 			if p := c.Parameters["outcome"].Ref; p != "" {
 				name := p[strings.LastIndex(p, "/")+1:]
 				values := tree.(map[string]any)["components"].(map[string]any)["parameters"].(map[string]any)[name].(map[string]any)["enum"].([]any)
-				_, outcome, _ := strings.Cut(string(typ), ".")
+				outcome := string(typ)[strings.LastIndexByte(string(typ), '.')+1:]
 				if !slices.Contains(values, any(outcome)) {
 					continue
 				}

@@ -59,7 +59,7 @@ func Accesses() []Access {
 			Service:   "preset-trigger",
 			Consumes:  []string{PresetTriggerJobs, PresetTriggerWanted},
 			Resets:    []string{PresetTriggerJobs, PresetTriggerWanted},
-			Publishes: []string{"run.requested.*", "event.prompt_run.*.*.*"},
+			Publishes: []string{"run.requested.*", "event.prompt_run.*.*.*", "event.media.processing.*.*.*"},
 			Reads:     []string{Media, Reports, Indexes, Prompts, JobRecords, RunRecords, Leases, Documents}, Follows: []string{Reports},
 			Writes: []string{RunRecords, Leases, Documents},
 		},

@@ -108,10 +108,17 @@ prompt
 	prompt_id,user_id id
 	name,description,prompt_text str
 	json_schema obj
-	video_level obj?
-	semantic_indexing-,execution_config-,selection_filter- obj
+	video_level video-level?
+	semantic_indexing- semantic-indexing
+	execution_config-,selection_filter- obj
 	is_active bool
 	created_at ts
+video-level
+	instructions_text str
+	included_segment_fields []str
+	json_schema obj
+semantic-indexing
+	disabled_segment_fields-,disabled_video_level_fields- []str
 prompts
 	prompts []prompt
 	total_count,active_count count
@@ -257,9 +264,11 @@ operation-counts
 failed-segment
 	segment_id,video_id id
 	status enum failed
-	start_time,end_time str?
+	start_time,end_time num?
 	completed_at ts
-	error_message,failure_stage str
+	error_message,failure_message,failure_stage str
+	failed_operations []str
+	retryable bool
 failed-video
 	video_id id
 	failed_segments count
@@ -357,13 +366,12 @@ usage-totals
 	total_tokens,total_searches count
 usage-history
 	user_id id
-	history []obj
-usage-details
-	user_id id
-	details []obj
+	periods []obj
 usage-breakdown
 	user_id id
+	period_start,period_end ts
 	breakdown obj
+	totals usage-totals
 
 dead
 	dead_id id
@@ -471,9 +479,9 @@ var routes = map[string]string{
 	"POST /rate-limit/refresh":      "limits",
 	"GET /usage":                    "usage",
 	"GET /usage/history":            "usage-history",
-	"GET /usage/details":            "usage-details",
+	"GET /usage/details":            "[]obj",
 	"GET /usage/breakdown":          "usage-breakdown",
-	"GET /usage/metric-types":       "[]str",
+	"GET /usage/metric-types":       "[]obj",
 	"POST /workflow/process":        "workflow-run",
 
 	"GET /indexes/{}/automations/import":         "automation",

@@ -38,6 +38,24 @@ func Check(method, path string, body []byte) error {
 	return nil
 }
 
+// At walks into a body: by names, and by numbers into lists. Where there is nothing it ends with nil.
+func At(v any, path ...any) any {
+	for _, p := range path {
+		switch p := p.(type) {
+		case string:
+			m, _ := v.(map[string]any)
+			v = m[p]
+		case int:
+			l, _ := v.([]any)
+			if p >= len(l) {
+				return nil
+			}
+			v = l[p]
+		}
+	}
+	return v
+}
+
 // shapeOf finds the route of a path: where a literal and a parameter both fit, the literal wins.
 func shapeOf(method, path string) (want string, ok bool) {
 	path, _, _ = strings.Cut(path, "?")
@@ -280,6 +298,9 @@ func exportRules(o map[string]any) (wrong []string) {
 	}
 	if toConnector && o["destination_uri"] != o["gcs_uri"] || !toConnector && o["destination_uri"] != nil {
 		wrong = append(wrong, "destination_uri is not gcs_uri, or that of a download")
+	}
+	if n, _ := o["max_attempts"].(json.Number); n == "0" {
+		wrong = append(wrong, "max_attempts is 0")
 	}
 	if o["gcs_uri"] == "" {
 		wrong = append(wrong, "gcs_uri is empty")
