@@ -66,7 +66,7 @@ func TestBadFlags(t *testing.T) {
 		"wrong key": {[]string{"job", "get", "job_1", "--url", up.url, "--api-key", "wrong-key-of-some-length"}, []string{"API key"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := start(t, "millrace", c.args...)
+			p := start(t, c.args...)
 			eventually(t, "it gives up", func() error {
 				if p.ended() == nil {
 					return errors.New("it runs")

@@ -178,7 +178,7 @@ func (c *chaos) promptMood() string { return filepath.Join(c.dir, "mood") }
 func (c *chaos) deploy() {
 	t := c.t
 	t.Helper()
-	bin := program(t, "admin")
+	bin := program(t)
 	c.nodes = brokertest.Cluster(t, 3, brokertest.In(filepath.Join(c.dir, "broker")), brokertest.Between(func(from, to int, addr string) string {
 		k := newLink(t, addr)
 		c.routes[[2]int{from, to}] = k
@@ -186,7 +186,7 @@ func (c *chaos) deploy() {
 	}))
 	c.nc = c.nodes.Connect()
 
-	add := func(name, program string, args ...string) {
+	add := func(name, command string, args ...string) {
 		var urls []string
 		for i := range c.nodes.Len() {
 			k := newLink(t, c.nodes.Addr(i))
@@ -195,7 +195,7 @@ func (c *chaos) deploy() {
 		}
 		addr := freeAddr(c.t)
 		args = append(args, "--nats-url", strings.Join(urls, ","), "--prefix", c.prefix, "--replicas", "3", "--ops", addr)
-		p := &process{t: t, name: name, path: filepath.Join(filepath.Dir(bin), program), args: args, out: filepath.Join(c.dir, name+".log")}
+		p := &process{t: t, name: name, path: bin, args: append([]string{command}, args...), out: filepath.Join(c.dir, name+".log")}
 		t.Cleanup(p.kill)
 		c.ops[name], c.procs[name] = "http://"+addr, p
 	}
@@ -215,7 +215,7 @@ func (c *chaos) deploy() {
 	prompt := fmt.Sprintf(`printf '{"what":"%s","run":"%%s","video":"%%s"}\n' "$MILLRACE_RUN_ID" "$MILLRACE_VIDEO_ID" >>%s
 case $(cat %s) in fails) exit 1;; hangs) exec sleep 600;; esac
 %s`, history.Prompted, c.log.Path, c.promptMood(), countBytes)
-	add("worker", "millrace", "worker", "--exec", prompt, "--media-dir", c.library, "--timeout", "4s", "--parallel", "2")
+	add("worker", "worker", "--exec", prompt, "--media-dir", c.library, "--timeout", "4s", "--parallel", "2")
 	for _, p := range c.procs {
 		p.start()
 	}

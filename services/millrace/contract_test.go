@@ -419,7 +419,7 @@ func TestContractChecklist(t *testing.T) {
 
 	keyOf := func(t *testing.T, scope string) string {
 		t.Helper()
-		p := start(t, "millrace", "key", "create", scope, "--scope", scope, "--data", up.data, "-o", "json")
+		p := start(t, "key", "create", scope, "--scope", scope, "--data", up.data, "-o", "json")
 		<-p.exited
 		var k struct{ Key string }
 		text := p.output()

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -23,23 +22,8 @@ import (
 // stall is how long a place stands still that stands still.
 const stall = "4s"
 
-// builtFailing is the folder of a millrace with failpoints, "" until a test needed one.
-var builtFailing string
-
-// failpoints builds a millrace that has them.
-var failpoints = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "millrace-failpoints-")
-	if err != nil {
-		return "", err
-	}
-	builtFailing = dir
-	path := filepath.Join(dir, "millrace-failpoints")
-	cmd := exec.Command("go", "build", "-tags", "failpoints", "-buildvcs=false", "-o", path, "millrace/services/millrace/cmd/millrace")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("%w\n%s", err, out)
-	}
-	return path, nil
-})
+// failpoints is a millrace that has them.
+var failpoints = sync.OnceValues(func() (string, error) { return build("failpoints") })
 
 var named = regexp.MustCompile(`(?:failpoint\.Here\(|crash\([^\n]*)"([a-z]+\.[a-z]+)"`)
 

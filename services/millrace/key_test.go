@@ -17,7 +17,7 @@ func TestKeys(t *testing.T) {
 	up := startUp(t, "--nats-listen", listen)
 	key := func(args ...string) string {
 		t.Helper()
-		p := start(t, "millrace", append([]string{"key"}, args...)...)
+		p := start(t, append([]string{"key"}, args...)...)
 		if <-p.exited; !p.cmd.ProcessState.Success() {
 			t.Fatalf("key %v: %s", args, p.output())
 		}
@@ -61,7 +61,7 @@ func TestKeys(t *testing.T) {
 		t.Errorf("printed %q", plain)
 	}
 	up.stop()
-	p := start(t, "millrace", "key", "ls", "--data", up.data)
+	p := start(t, "key", "ls", "--data", up.data)
 	if <-p.exited; p.cmd.ProcessState.Success() || !strings.Contains(p.output(), "millrace up") {
 		t.Errorf("without a server: %s", p.output())
 	}

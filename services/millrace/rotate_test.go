@@ -72,7 +72,7 @@ func TestRotateSecrets(t *testing.T) {
 				must(t, err)
 			}
 		}
-		p := start(t, "millrace", append([]string{"secrets", "rotate", "--grace", "0s", "-o", "json"}, flags...)...)
+		p := start(t, append([]string{"secrets", "rotate", "--grace", "0s", "-o", "json"}, flags...)...)
 		if <-p.exited; !p.cmd.ProcessState.Success() {
 			t.Fatalf("rotate %v: %s", flags, p.output())
 		}

@@ -212,7 +212,7 @@ func TestSecretsStayInside(t *testing.T) {
 	if len(places[topology.Events]) == 0 || len(places[topology.DeadLetters]) == 0 || len(places[topology.Connectors]) == 0 {
 		t.Error("there is nothing where secrets are looked for")
 	}
-	printed := start(t, "millrace", append([]string{"up", "--print-config", "--api-key", key, "--nats-token", token}, up.args[1:]...)...)
+	printed := start(t, append([]string{"up", "--print-config", "--api-key", key, "--nats-token", token}, up.args[1:]...)...)
 	<-printed.exited
 	if !strings.Contains(printed.output(), "[redacted]") {
 		t.Errorf("--print-config: %s", printed.output())

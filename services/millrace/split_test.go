@@ -18,7 +18,7 @@ import (
 // cluster of three brokers with three copies of everything. On the way each process is killed once, some for as long as others need them.
 func TestStorySplit(t *testing.T) {
 	t.Parallel()
-	program(t, "admin")
+	bin := program(t)
 	const prefix, interval = "split", "4s" // three copies on one disk take their time
 	nodes := brokertest.Cluster(t, 3, accounts(t, prefix))
 	dir := t.TempDir()
@@ -26,21 +26,22 @@ func TestStorySplit(t *testing.T) {
 	must(t, os.Mkdir(inbox, 0o755))
 
 	ops, procs := map[string]string{}, map[string]*process{}
-	add := func(name, program string, args ...string) {
+	add := func(name string, args ...string) {
 		addr := freeAddr(t)
+		args = append([]string{name}, args...)
 		args = append(args, "--nats-url", nodes.URLAs(as(name)), "--prefix", prefix, "--replicas", "3", "--ops", addr)
-		ops[name], procs[name] = "http://"+addr, prepare(t, program, args...)
+		ops[name], procs[name] = "http://"+addr, prepareFile(t, name, bin, args...)
 	}
 	shared := []string{"--secrets-key", filepath.Join(dir, "secrets.key"), "--allow-dir", inbox}
 	http := freeAddr(t)
-	add("admin", "admin", append(shared, "--http", http, "--api-key", apiKey, "--extra-debounce-intervals", interval)...)
-	add("scanner", "scanner", shared...)
-	add("debouncer", "debouncer")
-	add("importer", "importer", append(shared, "--library", library)...)
-	add("preset-trigger", "preset-trigger")
-	add("exporter", "exporter", shared...)
-	add("webhooks", "webhooks", "--secrets-key", filepath.Join(dir, "secrets.key"))
-	add("worker", "millrace", "worker", "--exec", countBytes, "--media-dir", library)
+	add("admin", append(shared, "--http", http, "--api-key", apiKey, "--extra-debounce-intervals", interval)...)
+	add("scanner", shared...)
+	add("debouncer")
+	add("importer", append(shared, "--library", library)...)
+	add("preset-trigger")
+	add("exporter", shared...)
+	add("webhooks", "--secrets-key", filepath.Join(dir, "secrets.key"))
+	add("worker", "--exec", countBytes, "--media-dir", library)
 
 	restart := func(name string) {
 		t.Helper()

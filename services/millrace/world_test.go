@@ -42,49 +42,45 @@ const apiKey = "a-key-for-the-tests-of-millrace"
 // patience is how long a fact may take on a machine that is busy with other tests. No test waits for time itself.
 const patience = 60 * time.Second
 
-// built is the folder with the programs, "" until a test needed one.
-var built string
+// builds is where programs are built.
+var builds string
 
-// programs builds the programs as `make build` does and returns their folder.
-var programs = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "millrace-programs-")
-	if err != nil {
-		return "", err
-	}
-	built = dir
-	if err := os.Chmod(dir, 0o755); err != nil {
-		return "", err
-	}
-	args := []string{"build", "-trimpath", "-buildvcs=false", "-o", dir + string(filepath.Separator), "millrace/services/millrace/cmd/millrace"}
-	for _, s := range []string{"scanner", "debouncer", "importer", "preset-trigger", "webhooks", "exporter", "admin"} {
-		args = append(args, "millrace/services/"+s+"/cmd/"+s)
-	}
-	cmd := exec.Command("go", args...)
+// build builds a millrace as `make build` does, with tags.
+func build(tags string) (string, error) {
+	path := filepath.Join(builds, "millrace"+tags)
+	cmd := exec.Command("go", "build", "-tags", tags, "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", path, "millrace/services/millrace/cmd/millrace")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the programs: %w\n%s", err, out)
+		return "", fmt.Errorf("build millrace: %w\n%s", err, out)
 	}
-	return dir, nil
-})
+	return path, nil
+}
+
+// binary is the program, which has every service as a subcommand.
+var binary = sync.OnceValues(func() (string, error) { return build("") })
 
 func TestMain(m *testing.M) {
-	code := m.Run()
-	for _, dir := range []string{built, builtFailing} {
-		if dir != "" {
-			_ = os.RemoveAll(dir)
-		}
+	var err error
+	if builds, err = os.MkdirTemp("", "millrace-programs-"); err == nil {
+		err = os.Chmod(builds, 0o755) // some are run by other users
 	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	_ = os.RemoveAll(builds)
 	os.Exit(code)
 }
 
-func program(t testing.TB, name string) string {
+func program(t testing.TB) string {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("starts processes")
 	}
-	dir, err := programs()
+	path, err := binary()
 	must(t, err)
-	return filepath.Join(dir, name)
+	return path
 }
 
 func must(t testing.TB, err error) {
@@ -155,17 +151,12 @@ type process struct {
 	exited chan struct{}
 }
 
-// start starts a program, to be killed when the test ends.
-func start(t testing.TB, name string, args ...string) *process {
+// start starts millrace, to be killed when the test ends.
+func start(t testing.TB, args ...string) *process {
 	t.Helper()
-	p := prepare(t, name, args...)
+	p := prepareFile(t, "millrace", program(t), args...)
 	p.start()
 	return p
-}
-
-func prepare(t testing.TB, name string, args ...string) *process {
-	t.Helper()
-	return prepareFile(t, name, program(t, name), args...)
 }
 
 func prepareFile(t testing.TB, name, path string, args ...string) *process {
@@ -309,7 +300,7 @@ type allInOne struct {
 // newUp prepares an all-in-one, not started yet. Flags given here come last.
 func newUp(t testing.TB, flags ...string) *allInOne {
 	t.Helper()
-	return newUpOf(t, program(t, "millrace"), flags...)
+	return newUpOf(t, program(t), flags...)
 }
 
 // newUpOf is newUp of another binary.
