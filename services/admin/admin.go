@@ -50,7 +50,7 @@ type Config struct {
 	// MaxBody bounds the body of a JSON request, in bytes. Default 1 MiB. Uploads and notifications have limits of
 	// their own.
 	MaxBody int64
-	// Executor says, for people, what carries runs out: "nats", "exec=…".
+	// Executor says, for people, what carries runs out: "nats", "exec".
 	Executor string
 	// AllowEndpoints are networks, addresses and hosts that webhooks may be at although they are not public; see
 	// egress.New.

@@ -201,6 +201,9 @@ func TestSecretsStayInside(t *testing.T) {
 	call("GET", "/api/v2/connectors", http.Header{"X-Api-Key": {key + "x"}}, nil)
 	call("GET", "/api/v2/connectors", http.Header{"Authorization": {"Bearer " + key}}, nil)
 
+	if strings.Contains(said.String(), "tr -d") || !strings.Contains(said.String(), `"executor":"exec"`) {
+		t.Error("an answer shows the executor's command, or none its kind")
+	}
 	places := map[string][]byte{"answers": said.Bytes()}
 	nc := dial(t, "nats://"+token+"@"+listen)
 	top := topology.Topology{Prefix: "millrace"}

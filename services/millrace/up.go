@@ -232,8 +232,9 @@ func (app *App) build(ctx context.Context, o Options) error {
 	if env, err = app.host.Env("admin"); err != nil {
 		return err
 	}
+	executor, _, _ := strings.Cut(o.Executor, "=") // a command may hold what readers of runs shall not see
 	app.admin, err = admin.New(admin.Config{
-		Addr: o.HTTP, ExtraIntervals: o.ExtraDebounceIntervals, Executor: o.Executor,
+		Addr: o.HTTP, ExtraIntervals: o.ExtraDebounceIntervals, Executor: executor,
 		Limits: o.Limits, AllowEndpoints: o.AllowEndpoint, MachineCredentials: o.MachineCredentials, Door: filepath.Join(o.Data, admin.DoorFile),
 	}, env, admin.Deps{Sources: opener, Sealer: keeper, Ops: app.host.Ops, LinkKey: keeper.Derive(admin.LinkKey)})
 	if err != nil {
