@@ -64,7 +64,7 @@ type sizes struct {
 }
 
 var scales = map[Scale]sizes{
-	Small: {rounds: 1, notifications: 2_000, objects: 20_000, files: 200, large: 8 << 20, middling: 40, huge: 24 << 20, windows: 500, automations: 200, idle: 3 * time.Second, media: 20_000, requests: 10, jobFiles: 1_000, webhooks: 50, events: 10},
+	Small: {rounds: 1, notifications: 2_000, objects: 5_000, files: 200, large: 8 << 20, middling: 40, huge: 24 << 20, windows: 500, automations: 200, idle: 3 * time.Second, media: 20_000, requests: 10, jobFiles: 1_000, webhooks: 50, events: 10},
 	Full:  {rounds: 3, notifications: 100_000, objects: 1_000_000, files: 10_000, large: 512 << 20, middling: 1_000, huge: 1 << 30, windows: 100_000, automations: 10_000, idle: time.Minute, media: 1_000_000, requests: 100, jobFiles: 100_000, webhooks: 1_000, events: 100},
 }
 
