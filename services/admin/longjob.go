@@ -18,8 +18,9 @@ import (
 	"millrace/shared/store"
 )
 
-// The answer about a job of very many files is written while its report is read: once, and again for an array of which there is
-// more than is kept meanwhile, so that it takes the same memory whatever the number of files. It has the bytes that the answer about a short one would have.
+// The answer about a job of very many files is written while its report is read: once, and again for an array of which there
+// is more than is kept meanwhile, so that it takes the same memory whatever the number of files. It has the bytes that the
+// answer about a short one would have.
 
 // longJob answers with a job and its three arrays.
 func (a *Admin) longJob(ctx context.Context, j store.Job) (*huma.StreamResponse, error) {

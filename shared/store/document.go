@@ -93,14 +93,14 @@ const (
 // plain is Reader without what compresses it.
 func (doc Document) plain(ctx context.Context) io.Reader {
 	if doc.codec == codecS2 {
-		return s2.NewReader(doc.Reader(ctx), s2.ReaderMaxBlockSize(packedBlock))
+		return s2.NewReader(doc.Reader(ctx), s2.ReaderMaxBlockSize(lineBlock))
 	}
 	return doc.Reader(ctx)
 }
 
-// Reader reads the stored bytes of a document from its beginning. It takes what time its reader takes, holds one chunk, and is held against
-// the checksum: the last Read fails rather than returning io.EOF when these are not the bytes that were stored. When
-// somebody replaces or deletes the document meanwhile, a Read fails.
+// Reader reads the stored bytes of a document from its beginning. It takes what time its reader takes, holds one chunk, and
+// is held against the checksum: the last Read fails rather than returning io.EOF when these are not the bytes that were
+// stored. When somebody replaces or deletes the document meanwhile, a Read fails.
 //
 // It asks for chunk after chunk, where the client's own reader gives up when the whole takes longer than one request may.
 func (doc Document) Reader(ctx context.Context) io.Reader {

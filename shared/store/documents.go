@@ -40,18 +40,18 @@ func OpenDocuments(ctx context.Context, b *bus.Bus) (*Documents, error) {
 // WriteLines stores a line for each value under name, replacing what was there. Lines are made while they are stored,
 // so memory stays constant.
 func WriteLines[T any](ctx context.Context, d *Documents, name string, lines iter.Seq2[T, error]) error {
-	return writeLines(ctx, d, jetstream.ObjectMeta{Name: name}, lines, func(w io.Writer) lineWriter { return bufio.NewWriterSize(w, packedBlock) })
+	return writeLines(ctx, d, jetstream.ObjectMeta{Name: name}, lines, func(w io.Writer) lineWriter { return bufio.NewWriterSize(w, lineBlock) })
 }
 
-// packedBlock is how much of a document is compressed at a time, so it bounds what a reader holds.
-const packedBlock = 64 << 10
+// lineBlock is how many bytes of lines are written, compressed and read at a time, so it bounds what a reader holds.
+const lineBlock = 64 << 10
 
 // WritePacked is WriteLines for documents that only this program reads: compressed, lines about files take a sixth of the
 // broker's disk and cache.
 func WritePacked[T any](ctx context.Context, d *Documents, name string, lines iter.Seq2[T, error]) error {
 	meta := jetstream.ObjectMeta{Name: name, Metadata: map[string]string{codecKey: codecS2}}
 	return writeLines(ctx, d, meta, lines, func(w io.Writer) lineWriter {
-		return s2.NewWriter(w, s2.WriterBlockSize(packedBlock), s2.WriterConcurrency(1))
+		return s2.NewWriter(w, s2.WriterBlockSize(lineBlock), s2.WriterConcurrency(1))
 	})
 }
 
@@ -97,7 +97,7 @@ func ReadLines[T any](ctx context.Context, d *Documents, name string) iter.Seq2[
 // Lines yields the lines of a document as they are, without their ends. The bytes are good until the next one.
 func (doc Document) Lines(ctx context.Context) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
-		in := bufio.NewReaderSize(doc.plain(ctx), packedBlock)
+		in := bufio.NewReaderSize(doc.plain(ctx), lineBlock)
 		var long []byte // a line that is longer than the buffer
 		for {
 			line, err := in.ReadSlice('\n')
