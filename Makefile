@@ -1,7 +1,7 @@
 # Everything here needs Go and make; what else it needs it builds itself, from the versions in tools.mod.
 
 SERVICES := scanner debouncer importer preset-trigger webhooks exporter admin
-MODULES  := schemas shared services
+MODULES  := services shared schemas
 PACKAGES := $(MODULES:%=./%/...)
 BINARIES := ./services/millrace/cmd/millrace $(foreach s,$(SERVICES),./services/$(s)/cmd/$(s))
 
@@ -30,7 +30,8 @@ build: ## bin/millrace and one binary per service
 	@mkdir -p bin
 	$(BUILD) -ldflags '$(LDFLAGS)' -o bin/ $(BINARIES)
 
-# One package more at a time than there are processors: those of whole programs wait more than they compute.
+# One package more at a time than there are processors: those of whole programs wait more than they compute. They take
+# longest, and are in the first module, so that nobody waits for them alone.
 test: ## all tests, with the race detector
 	go test $(RACE) -p $$(($$(getconf _NPROCESSORS_ONLN) + 1)) -timeout 20m $(PACKAGES)
 

@@ -13,13 +13,13 @@ import (
 	"time"
 )
 
-// TestPowerCut cuts the power three times amid an import. What a disk holds at a moment is the file behind a loop device,
+// TestPowerCut cuts the power twice amid an import. What a disk holds at a moment is the file behind a loop device,
 // copied while the process stands still: what the file system has not yet written is not in it. Store and library lie
 // on that disk. What was acknowledged is there afterwards, and in the end it is as if nothing had happened. (A disk that
 // loses what it has accepted is not to be had this way.)
 func TestPowerCut(t *testing.T) {
 	t.Parallel()
-	const files, cuts = 200, 3
+	const files, cuts = 120, 2
 	up := newUp(t, "--executor", "exec="+countBytes)
 	disk := newDisk(t, filepath.Dir(up.data)) // over everything but the files that are dropped, which are their uploader's
 	inbox := t.TempDir()

@@ -235,12 +235,12 @@ func TestWhereToBegin(t *testing.T) {
 func TestManyReports(t *testing.T) {
 	w := newWorld(t)
 	w.start("one")
-	big, media := w.made("run_big", 5000)
+	big, media := w.made("run_big", 2000)
 	var msgs []bus.Message
 	for _, m := range media {
 		msgs = append(msgs, bus.Message{Subject: w.bus.Subject("run", "report", big.ID, m.Video), Data: []byte(`{"state":"successful"}`)})
 	}
-	for i := range 200 {
+	for i := range 100 {
 		run, media := w.made(fmt.Sprint("run_", i), 1)
 		msgs = append(msgs, bus.Message{Subject: w.bus.Subject("run", "report", run.ID, media[0].Video), Data: []byte(`{"state":"successful"}`)})
 	}
@@ -250,7 +250,7 @@ func TestManyReports(t *testing.T) {
 		must(t, err)
 	}
 	w.await(big.ID, settled)
-	for i := range 200 {
+	for i := range 100 {
 		w.await(fmt.Sprint("run_", i), settled)
 	}
 	t.Logf("%d reports after %s", len(msgs), time.Since(begin))

@@ -16,7 +16,7 @@ import (
 const turns = 300
 
 // few is how many seeds run among the other tests; `make sim` sets MILLRACE_SIM_SEEDS.
-const few = 60
+const few = 30
 
 //go:embed testdata/seeds
 var testdata embed.FS

@@ -44,11 +44,11 @@ type Features struct {
 
 	// A driver whose storage is slow in tests may do with less.
 	Many  int // how many objects make a long listing: more than two pages, and at least 200; default 2100
-	Large int // bytes of the largest object put: more than goes out at once; default 20 MiB
+	Large int // bytes of the largest object put: more than goes out at once; default 9 MiB
 }
 
 func (f Features) many() int  { return cmp.Or(f.Many, 2_100) }
-func (f Features) large() int { return cmp.Or(f.Large, 20<<20) }
+func (f Features) large() int { return cmp.Or(f.Large, 9<<20) }
 
 // Run runs the suite.
 func (s Suite) Run(t *testing.T) {
