@@ -21,7 +21,7 @@ RACE := $(if $(shell command -v $$(go env CC) 2>/dev/null),-race)
 TOOLS := cd schemas && GOWORK=off
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-clouds sim mutations crash chaos soak fuzz lint vuln bench run demo schemas clean
+.PHONY: help build test test-clouds sim mutations crash chaos soak fuzz lint vuln bench gate run demo schemas clean
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +73,10 @@ vuln: ## known vulnerabilities of what is built in (asks the Go vulnerability da
 
 bench: build bin/rclone bin/versitygw bin/benthos bin/onebyone ## every figure beside its yardstick
 	bin/millrace bench
+
+# Those that take seconds, not minutes. What is compared are ratios.
+gate: build bin/rclone ## fail when a quick figure is worse beside its yardstick than docs/bench.md says
+	bin/millrace bench --only match,arrivals,reference,small,nats --against docs/bench.md
 
 run: build ## start everything on ./data, watching ./inbox
 	bin/millrace up --quickstart

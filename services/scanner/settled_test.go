@@ -109,7 +109,7 @@ func TestEveryNotificationIsLost(t *testing.T) {
 	r := newRig(t, "gcs", testAutomation)
 	r.store.record.Subscription = "projects/p/subscriptions/s"
 	must(t, r.ring(testAutomation.ID, scanNow)) // the first, of an empty bucket
-	const n = 1100 // more than two pages
+	const n = 1100                              // more than two pages
 	r.store.fill(n)
 	must(t, r.ring(testAutomation.ID, r.scan(testAutomation.ID).Epoch))
 	if rec := r.scan(testAutomation.ID); rec.Listed != n || rec.Found != n || rec.Drift != n {

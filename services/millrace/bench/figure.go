@@ -24,6 +24,8 @@ var figures = []figure{
 	{"small", "small files copied into a folder library", small},
 	{"large", "large files copied into a folder library", large},
 	{"rivals", "the same files through what one would use instead", rivals},
+	{"kills", "what one kill -9 costs in the middle of a copy", kills},
+	{"curves", "what a file costs as there are more of them, and more automations", curves},
 	{"clouds", "files copied out of an S3 server, into a folder and into another bucket", clouds},
 	{"windows", "windows that are all due in the same second", windows},
 	{"webhooks", "events delivered to many webhooks", webhooks},
@@ -50,6 +52,7 @@ type sizes struct {
 	notifications int
 	objects       int   // of a bucket that is listed
 	files         int   // of reference and small
+	curve         []int // files of one job; the second is what the others are held against
 	large         int64 // bytes of one large file
 	middling      int   // files out of a bucket
 	huge          int64 // bytes of one large file out of a bucket
@@ -64,8 +67,8 @@ type sizes struct {
 }
 
 var scales = map[Scale]sizes{
-	Small: {rounds: 1, notifications: 2_000, objects: 5_000, files: 200, large: 8 << 20, middling: 40, huge: 24 << 20, windows: 500, automations: 200, idle: 3 * time.Second, media: 20_000, requests: 10, jobFiles: 1_000, webhooks: 50, events: 10},
-	Full:  {rounds: 3, notifications: 100_000, objects: 1_000_000, files: 10_000, large: 512 << 20, middling: 1_000, huge: 1 << 30, windows: 100_000, automations: 10_000, idle: time.Minute, media: 1_000_000, requests: 100, jobFiles: 100_000, webhooks: 1_000, events: 100},
+	Small: {rounds: 1, notifications: 2_000, objects: 5_000, files: 200, curve: []int{50, 100, 200}, large: 8 << 20, middling: 40, huge: 24 << 20, windows: 500, automations: 200, idle: 3 * time.Second, media: 20_000, requests: 10, jobFiles: 1_000, webhooks: 50, events: 10},
+	Full:  {rounds: 3, notifications: 100_000, objects: 1_000_000, files: 10_000, curve: []int{1_000, 10_000, 100_000, 1_000_000}, large: 512 << 20, middling: 1_000, huge: 1 << 30, windows: 100_000, automations: 10_000, idle: time.Minute, media: 1_000_000, requests: 100, jobFiles: 100_000, webhooks: 1_000, events: 100},
 }
 
 // lab is what a figure is measured in.

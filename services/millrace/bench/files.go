@@ -15,12 +15,16 @@ import (
 	"millrace/shared/media/samples"
 )
 
-// kinds are the samples that files are made of, and how each takes bytes behind its end.
-var kinds = []string{"photo.jpg", "photo.png", "video.mp4", "audio.mp3"}
+// allKinds are the samples that files are made of, and how each takes bytes behind its end.
+var allKinds = []string{"photo.jpg", "photo.png", "video.mp4", "audio.mp3"}
 
-// writeFiles writes n media files into folders of a thousand. Each is a sample with bytes behind it, of which no two
-// files have the same; size is that of the whole file, 0 for as little as possible. It returns the sum of sizes.
-func writeFiles(dir string, n int, size int) (int64, error) {
+// writeFiles writes n media files of these kinds (none named: all) into folders of a thousand. Each is a sample with bytes
+// behind it, of which no two files have the same; size is that of the whole file, 0 for as little as possible. It returns
+// the sum of sizes.
+func writeFiles(dir string, n int, size int, kinds ...string) (int64, error) {
+	if len(kinds) == 0 {
+		kinds = allKinds
+	}
 	bases := make([][]byte, len(kinds))
 	for i, name := range kinds {
 		var err error

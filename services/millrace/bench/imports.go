@@ -60,10 +60,14 @@ func small(ctx context.Context, l *lab) ([]Row, error) {
 		files: l.size.files,
 		write: func(dir string) (int64, error) { return writeFiles(dir, l.size.files, 64<<10) },
 		yardstick: func(ctx context.Context, im *importer) error {
-			return copyTree(ctx, im.copy, rclone, "copy", im.inbox, im.copy, "--transfers", "16", "--checkers", "16", "--config", "")
+			return copyTree(ctx, im.copy, rclone, im.rcloneArgs()...)
 		},
 		row: row,
 	})
+}
+
+func (im *importer) rcloneArgs() []string {
+	return []string{"copy", im.inbox, im.copy, "--transfers", "16", "--checkers", "16", "--config", ""}
 }
 
 // largeFiles is how many.

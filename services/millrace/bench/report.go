@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 )
 
@@ -89,4 +90,49 @@ func report(m machine, scale Scale, rows []Row, notes string) string {
 	p("\n## Notes\n")
 	p("%s%s%s", notesBegin, notes, notesEnd)
 	return b.String()
+}
+
+// ratios reads what a report says of each figure beside its yardstick.
+func ratios(page string) map[string]float64 {
+	of := map[string]float64{}
+	for line := range strings.Lines(page) {
+		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
+		if len(cells) != len(columns) {
+			continue
+		}
+		ratio, found := strings.CutSuffix(strings.TrimSpace(cells[3]), " ×")
+		if v, err := strconv.ParseFloat(strings.ReplaceAll(ratio, ",", ""), 64); found && err == nil {
+			of[strings.TrimSpace(cells[0])] = v
+		}
+	}
+	return of
+}
+
+// Worse is by how much the ratio of a figure may be worse than that of an earlier report: machines are noisy.
+const Worse = 1.5
+
+// Against holds rows against an earlier report, and returns an error for each whose ratio is worse by more than that.
+// What the report does not have passes; numbers are not compared, only ratios.
+func Against(report string, rows []Row) error {
+	page, err := os.ReadFile(filepath.Clean(report))
+	if err != nil {
+		return fmt.Errorf("earlier report: %w", err)
+	}
+	was := ratios(string(page))
+	var errs []error
+	for _, r := range rows {
+		before, ok := was[r.What]
+		if !ok || r.Skipped != "" {
+			continue
+		}
+		worse := r.Ratio() / before
+		if r.Target.AtLeast {
+			worse = 1 / worse
+		}
+		if worse > Worse {
+			errs = append(errs, fmt.Errorf("%s: %s × its yardstick, and %s × in %s: worse by a factor of %s",
+				r.What, digits(r.Ratio()), digits(before), report, digits(worse)))
+		}
+	}
+	return errors.Join(errs...)
 }

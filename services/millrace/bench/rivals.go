@@ -104,7 +104,8 @@ func (u *usage) rival(ctx context.Context, program string, args ...string) ([]by
 	return out.Bytes(), nil
 }
 
-func (im *importer) benthos(ctx context.Context, program string, use *usage) (time.Duration, error) {
+// benthosArgs has Benthos copy the inbox, and writes down how.
+func (im *importer) benthosArgs() ([]string, error) {
 	path := filepath.Join(im.dir, "benthos.json") // which is YAML
 	out := map[string]any{"file": map[string]any{
 		"codec": "all-bytes", "path": fmt.Sprintf(`%s/${! metadata("path").string().trim_prefix(%q) }`, im.copy, im.inbox+"/"),
@@ -114,14 +115,19 @@ func (im *importer) benthos(ctx context.Context, program string, use *usage) (ti
 		"input":  map[string]any{"file": map[string]any{"paths": []string{im.inbox + "/**"}, "scanner": map[string]any{"to_the_end": map[string]any{}}}},
 		"output": map[string]any{"broker": map[string]any{"pattern": "greedy", "copies": 16, "outputs": []any{out}}},
 	})
-	if err == nil {
-		err = os.WriteFile(path, config, 0o600)
+	if err != nil {
+		return nil, err
 	}
+	return []string{"run", path}, os.WriteFile(path, config, 0o600)
+}
+
+func (im *importer) benthos(ctx context.Context, program string, use *usage) (time.Duration, error) {
+	args, err := im.benthosArgs()
 	if err != nil {
 		return 0, err
 	}
 	start := time.Now()
-	if _, err := use.rival(ctx, program, "run", path); err != nil {
+	if _, err := use.rival(ctx, program, args...); err != nil {
 		return 0, err
 	}
 	if err := syncVolume(im.copy); err != nil {

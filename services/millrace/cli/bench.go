@@ -10,12 +10,13 @@ import (
 )
 
 type benchCommand struct {
-	Only   []string    `help:"Figures to measure, such as small,large; see --list." placeholder:"NAMES"`
-	List   bool        `help:"Print the figures and exit."`
-	Scale  bench.Scale `help:"full, or small: that shows only that the bench works." default:"full" enum:"small,full"`
-	Dir    string      `help:"Folder on the disk to measure (default: the system's temporary folder)." type:"existingdir" placeholder:"DIR"`
-	Out    string      `help:"Report to write (default: docs/bench.md after a full run of all figures)." type:"path" placeholder:"FILE"`
-	Strict bool        `help:"Fail when a target is missed or a figure was skipped."`
+	Only    []string    `help:"Figures to measure, such as small,large; see --list." placeholder:"NAMES"`
+	List    bool        `help:"Print the figures and exit."`
+	Scale   bench.Scale `help:"full, or small: that shows only that the bench works." default:"full" enum:"small,full"`
+	Dir     string      `help:"Folder on the disk to measure (default: the system's temporary folder)." type:"existingdir" placeholder:"DIR"`
+	Out     string      `help:"Report to write (default: docs/bench.md after a full run of all figures)." type:"path" placeholder:"FILE"`
+	Strict  bool        `help:"Fail when a target is missed or a figure was skipped."`
+	Against string      `help:"Fail when a ratio is worse than in this earlier report, by more than a noisy machine explains." type:"existingfile" placeholder:"FILE"`
 
 	// What the bench starts this program for.
 	Figure string `hidden:"" help:"Measure one figure in this process and print it as JSON."`
@@ -55,6 +56,9 @@ func (c *benchCommand) Run(ctx context.Context) error {
 				err = errors.Join(err, fmt.Errorf("%s: target not reached", r.What))
 			}
 		}
+	}
+	if err == nil && c.Against != "" {
+		err = bench.Against(c.Against, rows)
 	}
 	return err
 }
