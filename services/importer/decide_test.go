@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"testing"
 	"time"
 
@@ -297,6 +298,33 @@ func TestFold(t *testing.T) {
 			t.Fatal("more than there are")
 		}
 	})
+}
+
+// Progress on record follows entries in their order, and stands still once the job has ended.
+func TestAdvanced(t *testing.T) {
+	importing := store.Job{Status: store.JobImporting, AsOf: 7, Progress: store.Progress{Total: 9, Imported: 5}}
+	ended := importing
+	ended.Status = store.JobCancelled
+	for _, c := range []struct {
+		name string
+		job  store.Job
+		asOf uint64
+		want bool
+	}{
+		{"further", importing, 8, true},
+		{"as far", importing, 7, false},
+		{"behind, as of a tracker that begins anew", importing, 3, false},
+		{"ended", ended, 8, false},
+	} {
+		was, j := c.job, c.job
+		got := advanced(&j, store.Progress{Imported: 6}, c.asOf)
+		if c.want {
+			was.AsOf, was.Progress.Imported = c.asOf, 6
+		}
+		if got != c.want || !reflect.DeepEqual(j, was) {
+			t.Errorf("%s: %v, %+v, want %+v", c.name, got, j, was)
+		}
+	}
 }
 
 func TestNext(t *testing.T) {

@@ -3,6 +3,7 @@ package presettrigger
 import (
 	"encoding/json"
 	"errors"
+	"reflect"
 	"testing"
 	"time"
 
@@ -112,6 +113,28 @@ func TestOneRunPerJob(t *testing.T) {
 	}
 	if media := w.mediaOf(w.await(event.RunOfJob(job.ID), dispatched)); len(media) != 20 {
 		t.Errorf("%d media", len(media))
+	}
+}
+
+// The broker forgets in time that it had an event. One that comes again changes nothing about a run that has ended.
+func TestEventAgainAfterTheRun(t *testing.T) {
+	w := newWorld(t)
+	w.start("one")
+	job := w.settled("job_1", 2)
+	w.announce(job)
+	run := w.await(event.RunOfJob(job.ID), dispatched)
+	for _, m := range w.mediaOf(run) {
+		w.report(run.ID, m.Video, event.Successful)
+	}
+	ended := w.await(run.ID, settled)
+	p, err := New(Config{}, w.env)
+	must(t, err)
+	must(t, p.open(t.Context()))
+	must(t, p.jobEnded(t.Context(), event.JobEvent{Job: job.ID}, &control.Message{Stored: time.Now()}))
+	now, _, err := w.records.Get(t.Context(), run.ID)
+	must(t, err)
+	if !reflect.DeepEqual(now, ended) {
+		t.Errorf("the run is now %+v, was %+v", now, ended)
 	}
 }
 

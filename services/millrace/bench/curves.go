@@ -101,49 +101,55 @@ func (l *lab) costOf(ctx context.Context, files, automations int) (c cost, err e
 	if err := l.settled(ctx, up); err != nil {
 		return c, err
 	}
-	var made struct {
-		Connector string `json:"connector_id"`
-		Index     string `json:"index_id"`
-		Job       string `json:"job_id"`
-	}
-	if err := up.Do(ctx, http.MethodPost, "/connectors/dir", map[string]string{"name": "Bench", "path": inbox}, &made); err != nil {
-		return c, err
-	}
-	if err := up.Do(ctx, http.MethodPost, "/indexes", map[string]string{"name": "Bench"}, &made); err != nil {
-		return c, err
-	}
-	jobs, err := store.Open[store.Job](ctx, up.bus, topology.JobRecords)
-	if err != nil {
-		return c, err
-	}
 	before, err := up.cpu()
 	if err != nil {
 		return c, err
 	}
-	start := time.Now()
-	err = up.Do(ctx, http.MethodPost, "/import-jobs", map[string]string{"connector_id": made.Connector, "index_id": made.Index}, &made)
-	if err != nil {
+	if c.took, err = up.job(ctx, "dir", map[string]any{"path": inbox}, files); err != nil {
 		return c, err
 	}
-	var j store.Job
-	for !j.Status.Terminal() && err == nil {
-		if err = sleep(ctx, 100*time.Millisecond); err == nil {
-			j, _, err = jobs.Get(ctx, made.Job)
-		}
-	}
-	if err != nil {
-		return c, up.explain(err)
-	}
-	c.took = time.Since(start)
 	after, err := up.cpu()
 	if err != nil {
 		return c, err
-	}
-	if j.Progress.Imported != files {
-		return c, fmt.Errorf("%d files of %d were imported: %s", j.Progress.Imported, files, j.Status)
 	}
 	c.files, c.automations, c.cpu = files, automations, after-before
 	_, c.peak, err = up.memory()
 	l.say("%s", c)
 	return c, err
+}
+
+// job has the so many files of a connector imported into a new index by one job, and returns how long it took.
+func (p *product) job(ctx context.Context, kind string, connector map[string]any, files int) (took time.Duration, err error) {
+	var made struct {
+		Connector string `json:"connector_id"`
+		Index     string `json:"index_id"`
+		Job       string `json:"job_id"`
+	}
+	connector["name"] = "Bench"
+	if err := p.Do(ctx, http.MethodPost, "/connectors/"+kind, connector, &made); err != nil {
+		return 0, err
+	}
+	if err := p.Do(ctx, http.MethodPost, "/indexes", map[string]string{"name": "Bench"}, &made); err != nil {
+		return 0, err
+	}
+	jobs, err := store.Open[store.Job](ctx, p.bus, topology.JobRecords)
+	if err != nil {
+		return 0, err
+	}
+	start := time.Now()
+	err = p.Do(ctx, http.MethodPost, "/import-jobs", map[string]string{"connector_id": made.Connector, "index_id": made.Index}, &made)
+	var j store.Job
+	for err == nil && !j.Status.Terminal() {
+		if err = sleep(ctx, 50*time.Millisecond); err == nil {
+			j, _, err = jobs.Get(ctx, made.Job)
+		}
+	}
+	took = time.Since(start)
+	if err == nil && j.Progress.Imported != files {
+		err = fmt.Errorf("%d files of %d were imported: %s", j.Progress.Imported, files, j.Status)
+	}
+	if err != nil {
+		return 0, p.explain(err)
+	}
+	return took, nil
 }

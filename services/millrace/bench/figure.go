@@ -26,6 +26,7 @@ var figures = []figure{
 	{"rivals", "the same files through what one would use instead", rivals},
 	{"kills", "what one kill -9 costs in the middle of a copy", kills},
 	{"curves", "what a file costs as there are more of them, and more automations", curves},
+	{"importers", "files out of storage that is far away, by 1 to 4 importer processes", importers},
 	{"clouds", "files copied out of an S3 server, into a folder and into another bucket", clouds},
 	{"windows", "windows that are all due in the same second", windows},
 	{"webhooks", "events delivered to many webhooks", webhooks},

@@ -65,10 +65,12 @@ func kills(ctx context.Context, l *lab) ([]Row, error) {
 	} {
 		row := Row{
 			What:   "files of 64 kB copied, one `kill -9` half way: copied twice, beside " + rival.name,
-			Beside: rival.name, Target: Target{N: 2 * transfers, Unit: "files"},
+			Beside: rival.name, Target: Target{N: float64(l.size.files / 10), Unit: "files"},
 			How: fmt.Sprintf("Killed once half of %s files are there, and started again until it says that it is done. "+
 				"Counted are files that were whole at the kill and are another file at the end, or one with a later time.", digits(float64(l.size.files))),
-			Also: []string{"the product: " + ours.String()},
+		}
+		if len(rows) == 0 {
+			row.Also = []string{"the product: " + ours.String()}
 		}
 		program, err := findProgram(rival.name, l.program)
 		if err != nil {
