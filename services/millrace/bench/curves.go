@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"millrace/shared/broker"
@@ -42,11 +43,8 @@ func curves(ctx context.Context, l *lab) ([]Row, error) {
 	for _, c := range automations[1:] {
 		rows = append(rows, c.row(automations[0], fmt.Sprintf("%s, beside %s automations with nothing to do", digits(float64(c.files)), digits(float64(c.automations))), how))
 	}
-	for i := range rows {
-		for _, c := range append(files, automations...) {
-			rows[i].Also = append(rows[i].Also, c.String())
-		}
-		break // once is enough
+	for _, c := range slices.Concat(files, automations) {
+		rows[0].Also = append(rows[0].Also, c.String())
 	}
 	return rows, nil
 }
