@@ -328,6 +328,16 @@ func (r *reader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// TakeSum implements bucket.Summing.
+func (r *reader) TakeSum() bucket.Sum {
+	if r.sum == nil {
+		return nil
+	}
+	taken := r.sum
+	r.sum = nil
+	return taken
+}
+
 // end is io.EOF if the bytes are those of the object.
 func (r *reader) end() error {
 	if err := r.sum.Check(); err != nil {
