@@ -130,7 +130,10 @@ func (r *Reader) Read(p []byte) (int, error) {
 			if r.sum != nil {
 				_, _ = r.sum.Write(p[:n])
 			}
-			if err != nil {
+			switch {
+			case errors.Is(err, ErrChecksum):
+				r.err = r.judge(err)
+			case err != nil:
 				r.broke(err) // the next Read deals with it
 			}
 			if r.opts.Limit != nil {
@@ -240,7 +243,8 @@ func (r *Reader) judge(err error) error {
 	}
 	unpinned := r.obj.Version == "" && r.offset > r.start
 	hasty := r.opts.Hasty && r.offset == r.start && (RetryAfter(err) > 0 || errors.Is(err, ErrThrottled))
-	if Permanent(err) || unpinned || hasty || r.failures+1 >= r.opts.Attempts {
+	wrong := errors.Is(err, ErrChecksum) // these bytes have been read
+	if Permanent(err) || wrong || unpinned || hasty || r.failures+1 >= r.opts.Attempts {
 		return fmt.Errorf("read %q at %d of %d: %w", r.obj.Path, r.offset, r.obj.Size, err)
 	}
 	r.broke(err)
