@@ -2,14 +2,17 @@ package importer
 
 import (
 	"cmp"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -38,6 +41,7 @@ type backend struct {
 		Requests(match faulttest.Match) int
 	}
 	put            func(name string, data []byte)
+	erase          func(name string)
 	reads          faulttest.Match
 	busy, down     faulttest.Fault
 	revoke, regain func()
@@ -51,7 +55,8 @@ var backends = map[string]func(*testing.T) backend{
 		s := gcstest.Start(t, "b")
 		return backend{
 			layer: s, put: func(name string, data []byte) { s.Put("b", name, data) }, reads: gcstest.Reads,
-			busy: gcstest.Busy(429, time.Second), down: gcstest.Status(503, "backendError", ""),
+			erase: func(name string) { s.Delete("b", name) },
+			busy:  gcstest.Busy(429, time.Second), down: gcstest.Status(503, "backendError", ""),
 			revoke: s.Revoke, regain: s.Restore,
 			record: store.Connector{Bucket: "b", Project: "p", EndpointURL: s.URL}, credentials: s.Credentials(t),
 		}
@@ -61,7 +66,8 @@ var backends = map[string]func(*testing.T) backend{
 		s.CreateBucket(t, "bucket")
 		return backend{
 			layer: s, put: func(name string, data []byte) { s.Put(t, "bucket", name, data) }, reads: s3test.Reads,
-			busy: s3test.Busy(503, time.Second), down: s3test.Status(500, "InternalError", ""),
+			erase: func(name string) { s.Delete(t, "bucket", name) },
+			busy:  s3test.Busy(503, time.Second), down: s3test.Status(500, "InternalError", ""),
 			revoke: func() {
 				s.Inject(-1, faulttest.Anything, s3test.Status(403, "InvalidAccessKeyId", "It does not exist."))
 			}, regain: s.Heal,
@@ -73,7 +79,8 @@ var backends = map[string]func(*testing.T) backend{
 		s := azuretest.Start(t, "bucket")
 		return backend{
 			layer: s, put: func(name string, data []byte) { s.Put("bucket", name, data) }, reads: azuretest.Reads,
-			busy: azuretest.Busy(503, "ServerBusy", time.Second), down: azuretest.Status(500, "InternalError"),
+			erase: func(name string) { s.Delete("bucket", name) },
+			busy:  azuretest.Busy(503, "ServerBusy", time.Second), down: azuretest.Status(500, "InternalError"),
 			revoke: func() { s.Inject(-1, faulttest.Anything, azuretest.Status(403, "AuthenticationFailed")) }, regain: s.Heal,
 			record:      store.Connector{StorageAccount: s.Account, Container: "bucket", EndpointURL: s.URL},
 			credentials: store.AzureCredentials{AccountKey: s.Key},
@@ -141,11 +148,11 @@ func (c *cloud) uploaded(path string, data []byte) string {
 }
 
 // begin runs an importer whose circuit does not wait long.
-func (c *cloud) begin(cfg Config) {
+func (c *cloud) begin(cfg Config, library bucket.Library) {
 	c.t.Helper()
 	e := c.env
 	e.Metrics = prometheus.NewRegistry()
-	im, err := New(cfg, e, c.opener, c.library, media.New(media.Config{}))
+	im, err := New(cfg, e, c.opener, library, media.New(media.Config{}))
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -192,7 +199,7 @@ func TestRevokedCredentials(t *testing.T) {
 				}
 				next.ServeHTTP(w, r)
 			})
-			c.begin(Config{Workers: 4})
+			c.begin(Config{Workers: 4}, c.library)
 			job := c.plan("auto", event.NewOnly, paths...)
 			c.connector("the connector has failed", func(rec store.Connector) bool {
 				return rec.Status == store.ConnectorFailed && rec.LastTestResult == "failed" && strings.Contains(rec.LastTestError, "credentials refused")
@@ -227,7 +234,7 @@ func TestFaultyStorage(t *testing.T) {
 		t.Run(provider, func(t *testing.T) {
 			t.Parallel()
 			c := newCloud(t, provider)
-			c.begin(Config{Workers: 4, StallTimeout: 2 * time.Second})
+			c.begin(Config{Workers: 4, StallTimeout: 2 * time.Second}, c.library)
 			// meet imports what lies at paths, through faults, and says how many requests that took.
 			meet := func(what string, paths []string) int {
 				before := c.layer.Requests(c.reads)
@@ -269,6 +276,118 @@ func TestFaultyStorage(t *testing.T) {
 			const requests = 5 // header, index, three parts
 			if n := meet("large", []string{c.uploaded("big.mp4", big)}); n > 2*requests {
 				t.Errorf("%d requests for a large object with a wrong byte", n)
+			}
+			c.checkBytes()
+		})
+	}
+}
+
+// after does something once an object is stored and before that is on record.
+type after struct {
+	bucket.Library
+	do func(bytes int64)
+}
+
+func (a after) Put(ctx context.Context, key string, r io.Reader, want bucket.Want) (bucket.Stored, error) {
+	stored, err := a.Library.Put(ctx, key, r, want)
+	a.do(stored.Size)
+	return stored, err
+}
+
+// I1, I4 and I5: an object that is overwritten or deleted at any step of its import is imported as the version that its task
+// names, or is superseded, and then the version that took its place is announced, or is gone.
+func TestChangedAtEachStep(t *testing.T) {
+	t.Parallel()
+	const size = 1<<20 + 4096 // too much to be read at once: there is one request for the header, and one for all of it
+	before := faulttest.Before
+	midst := func(change func()) faulttest.Fault {
+		return faulttest.Truncated(size / 2).After(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			next.ServeHTTP(w, r)
+			change()
+		})
+	}
+	for provider := range backends {
+		t.Run(provider, func(t *testing.T) {
+			t.Parallel()
+			c := newCloud(t, provider)
+			var paths []string
+			var waiting []func()
+			stored := map[int64]func(){} // by the number of bytes
+			want, changed := map[string]string{}, new(sync.Map)
+			for _, how := range []string{"overwritten", "deleted"} {
+				for _, step := range []struct {
+					name string
+					read int // what happens then, if it is a request
+					do   func(change func()) faulttest.Fault
+				}{
+					{"waiting", 0, nil}, {"asked for", 1, before}, {"probed", 2, before}, {"half read", 2, midst}, {"stored", 0, nil},
+				} {
+					path := how + " when " + step.name + ".mp4"
+					data := append(sample(t, "video.mp4"), 0, 0, 0, 0, 'f', 'r', 'e', 'e') // one more box, to the end
+					data = append(data, make([]byte, size)...)
+					paths = append(paths, c.uploaded(path, data))
+					change := func() {
+						if how == "deleted" {
+							c.erase(path)
+						} else {
+							c.put(path, slices.Concat(sample(t, "video.webm"), []byte(path)))
+						}
+						changed.Store(path, true)
+					}
+					want[path] = "skipped superseded"
+					if how == "deleted" {
+						want[path] = "skipped object_gone"
+					}
+					switch step.name {
+					case "waiting":
+						waiting = append(waiting, change)
+					case "stored":
+						want[path], stored[int64(len(data)+len(path))] = "imported ", change
+					default:
+						n := 0
+						c.layer.Inject(1, func(r *http.Request) bool {
+							if !c.reads(r) || !strings.HasSuffix(r.URL.Path, "/"+path) {
+								return false
+							}
+							n++
+							return n == step.read
+						}, step.do(change))
+					}
+				}
+			}
+			job := c.plan("auto", event.NewOnly, paths...)
+			for _, change := range waiting {
+				change()
+			}
+			c.begin(Config{Workers: 4}, after{c.library, func(bytes int64) {
+				if change := stored[bytes]; change != nil {
+					change()
+				}
+			}})
+			_, report := c.ended(job)
+			announced := map[string]string{}
+			for m, err := range c.env.Bus.Last(t.Context(), topology.Arrivals, c.env.Bus.Subject("arrival", "auto", "*")) {
+				var a event.Arrival
+				if err != nil || json.Unmarshal(m.Data, &a) != nil {
+					t.Fatal(err)
+				}
+				announced[a.Path] = a.Version
+			}
+			for _, path := range paths {
+				if _, ok := changed.Load(path); !ok {
+					t.Errorf("%s: it was not", path)
+				}
+				f := report[path]
+				if got := string(f.State) + " " + string(f.Reason); got != want[path] {
+					t.Errorf("%s: %s (%s), want %s", path, got, f.Error, want[path])
+				}
+				if f.Reason != event.Superseded {
+					continue
+				}
+				live, err := c.source.Stat(t.Context(), path)
+				if err != nil || announced[path] != live.Version {
+					t.Errorf("%s: announced is version %q; there is %q, %v", path, announced[path], live.Version, err)
+				}
 			}
 			c.checkBytes()
 		})
