@@ -181,7 +181,7 @@ func (c *client) wrap(ctx context.Context, op, path string, v version, err error
 		err = fmt.Errorf("%w: %w", bucket.ErrNoBucket, translate(err))
 	}
 	err = wrap(ctx, op, action, path, err)
-	if errors.Is(err, bucket.ErrPermission) {
+	if lacksRight(err) {
 		err = fmt.Errorf("%w; without s3:ListBucket this is also said of what does not exist", err)
 	}
 	return err
