@@ -21,7 +21,7 @@ RACE := $(if $(shell command -v $$(go env CC) 2>/dev/null),-race)
 TOOLS := cd schemas && GOWORK=off
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-clouds sim mutations crash chaos soak fuzz lint vuln bench gate run demo schemas clean
+.PHONY: help build test test-clouds bulk sim mutations crash chaos soak fuzz lint vuln bench gate run demo schemas clean
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ test: ## all tests, with the race detector
 # What each provider's page says: MILLRACE_TEST_GCS, MILLRACE_TEST_S3 and MILLRACE_TEST_AZURE name empty buckets.
 test-clouds: ## the tests of storage against real buckets that the environment names
 	go test -count 1 -timeout 2h -v ./shared/bucket/gcs ./shared/bucket/s3 ./shared/bucket/azure -run '^TestCloud$$'
+
+# The server that stands in for Google goes through all objects to find one, which takes longest.
+bulk: ## 10,000 files on each kind of storage, not only on a folder
+	MILLRACE_BULK=1 go test -count 1 -timeout 1h -v ./services/millrace -run '^TestBulkDrops$$'
 
 # SEED=N is one history alone, shrunk when it fails; SEEDS=N is how many otherwise.
 sim: SEEDS = 10000

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"millrace/shared/bus"
@@ -118,6 +119,8 @@ func (a *Admin) plan(ctx context.Context, asked *store.Prompt, e execution) (pla
 		f.add("target.index_id", "must not be empty; leave it out for media of several indexes")
 	case t.Type == "videos" && (len(t.Videos) == 0 || len(t.Videos) > maxNamedMedia):
 		f.add("target.video_ids", "is required when target.type is videos: 1 to %d ids of media", maxNamedMedia)
+	case t.Type == "videos" && slices.Contains(t.Videos, ""):
+		f.add("target.video_ids", "must be ids of media; one of these is empty")
 	}
 	if err := f.err(); err != nil {
 		return planned{}, err

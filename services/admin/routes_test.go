@@ -84,7 +84,8 @@ func runBody(f fixture) any {
 var badRuns = []obj{
 	{"target": obj{"type": "index", "index_id": "x"}}, {"prompt_id": "x"}, {"prompt_id": "x", "target": "index"}, {"prompt_id": "x", "target": obj{}},
 	{"prompt_id": "x", "target": obj{"type": "all"}}, {"prompt_id": "x", "target": obj{"type": "index"}}, {"prompt_id": "x", "target": obj{"type": "videos"}},
-	{"prompt_id": "x", "target": obj{"type": "videos", "video_ids": []string{}}}, {"prompt_id": "x", "target": obj{"type": "videos", "video_ids": []string{"x"}, "index_id": ""}},
+	{"prompt_id": "x", "target": obj{"type": "videos", "video_ids": []string{}}}, {"prompt_id": "x", "target": obj{"type": "videos", "video_ids": []string{""}}},
+	{"prompt_id": "x", "target": obj{"type": "videos", "video_ids": []string{"x"}, "index_id": ""}},
 	{"prompt_id": "x", "target": obj{"type": "playground"}}, {"prompt_id": "x", "target": obj{"type": "index", "index_id": "x"}, "video_segmentation_type": "fixed"},
 	{"prompt_id": "x", "target": obj{"type": "index", "index_id": "x"}, "audio_segmentation_type": "fixed", "audio_segment_duration": 301},
 	{"prompt_id": "x", "target": obj{"type": "index", "index_id": "x"}, "audio_segmentation_type": "smart"}, {"prompt_id": "x", "target": obj{"type": "index", "index_id": "x"}, "enable_transcription": "yes"},

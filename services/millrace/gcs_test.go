@@ -203,6 +203,27 @@ func gcsConnector(t *testing.T, app *millrace.App, fields map[string]string, key
 	return made.ID
 }
 
+// connectGCS makes the pipeline's connector, to the bucket drops of a storage.
+func (p *pipeline) connectGCS(s *gcstest.Server, key []byte) {
+	p.t.Helper()
+	must(p.t, p.api.PostForm(p.t.Context(), "/connectors/gcs", map[string][]string{
+		"name": {"Drops"}, "bucket": {"drops"}, "gcp_project_id": {"p"}, "endpoint_url": {s.URL}, "import_mode": {"new_only"},
+	}, "credentials_file", key, &struct {
+		ID *string `json:"connector_id"`
+	}{&p.connector}))
+}
+
+// gcsMessage is a notification as Pub/Sub pushes it. A successor is the generation that took the place of this one.
+func gcsMessage(event, name string, generation, successor int64) string {
+	more := ""
+	if successor != 0 {
+		more = fmt.Sprintf(`,"overwrittenByGeneration":"%d"`, successor)
+	}
+	id, _ := json.Marshal(name)
+	return fmt.Sprintf(`{"message":{"attributes":{"eventType":%q,"bucketId":"drops","objectId":%s,"objectGeneration":"%d"%s}}}`,
+		event, id, generation, more)
+}
+
 // A copy inside the storage that takes several requests goes on after a kill -9 where it was.
 func TestCopyGoesOnAfterAKill(t *testing.T) {
 	t.Parallel()
@@ -210,11 +231,7 @@ func TestCopyGoesOnAfterAKill(t *testing.T) {
 	storage.Rewrites = 4
 	up := startUp(t, "--library", "gs://shelf/media", "--library-endpoint", storage.URL)
 	p := &pipeline{t: t, api: up.api, exists: map[string][]byte{}}
-	must(t, p.api.PostForm(t.Context(), "/connectors/gcs", map[string][]string{
-		"name": {"Drops"}, "bucket": {"drops"}, "gcp_project_id": {"p"}, "endpoint_url": {storage.URL}, "import_mode": {"new_only"},
-	}, "credentials_file", gcstest.Start(t).Credentials(t), &struct {
-		ID *string `json:"connector_id"`
-	}{&p.connector}))
+	p.connectGCS(storage, gcstest.Start(t).Credentials(t))
 	p.index = p.create("/indexes", "index_id", obj{"name": "Main"})
 	storage.Put("drops", "large.png", append(slices.Clip(sample(t, "photo.png")), make([]byte, 2<<20)...))
 

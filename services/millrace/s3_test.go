@@ -56,10 +56,7 @@ func TestS3(t *testing.T) {
 	gateway.CreateBucket(t, "drops")
 
 	png, jpg := sample(t, "photo.png"), sample(t, "photo.jpg")
-	hostile := []string{
-		"with space", "a+b", "a#b", "a?b", "100%", "%2e%2e", "a&b=c;d", "quote'\"", `back\slash`, "*", "media.>", "{a,b}", "-rf", "a..b",
-		"🎬", "日本語", "\u202egpj", "caf\u00e9", "cafe\u0301",
-	}
+	hostile := append(slices.Clip(hostile), `back\slash`)
 	names := make([]string, files)
 	for i := range names {
 		names[i] = fmt.Sprintf("cams/%s/%03d.png", hostile[i%len(hostile)], i)

@@ -31,23 +31,14 @@ func TestNotificationsThriceInAnyOrder(t *testing.T) {
 	up()
 	server := "http://" + o.HTTP
 	p := &pipeline{t: t, api: client.New(server, apiKey), exists: map[string][]byte{}}
-	must(t, p.api.PostForm(t.Context(), "/connectors/gcs", map[string][]string{
-		"name": {"Drops"}, "bucket": {"drops"}, "gcp_project_id": {"p"}, "endpoint_url": {storage.URL}, "import_mode": {"new_only"},
-	}, "credentials_file", storage.Credentials(t), &struct {
-		ID *string `json:"connector_id"`
-	}{&p.connector}))
+	p.connectGCS(storage, storage.Credentials(t))
 	p.index = p.create("/indexes", "index_id", obj{"name": "Main"})
 	p.prompt = p.create("/prompts", "prompt_id", obj{"name": "Count", "prompt_text": "Count the bytes.", "json_schema": obj{"type": "object"}})
 	p.automate(p.index, "1s", obj{"source_prefix": "cams/"})
 
 	var told []string // all notifications there are
 	tell := func(event, name string, generation, successor int64) {
-		more := ""
-		if successor != 0 {
-			more = fmt.Sprintf(`,"overwrittenByGeneration":"%d"`, successor)
-		}
-		told = append(told, fmt.Sprintf(`{"message":{"attributes":{"eventType":%q,"bucketId":"drops","objectId":%q,"objectGeneration":"%d"%s}}}`,
-			event, name, generation, more))
+		told = append(told, gcsMessage(event, name, generation, successor))
 	}
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)

@@ -22,12 +22,19 @@ func StreamsOf(src Source) int {
 	return 1
 }
 
-// Summed is implemented by sources that know checksums which their listings do not tell. What is read in several requests
-// is held against nothing else.
+// Summed is implemented by sources that know checksums which their listings do not tell, nor answers that are a part of an
+// object.
 type Summed interface {
 	// Sum returns what the bytes of a version are to be held against, which takes anything if the storage knows nothing of
 	// the kind. Its errors are those of Open.
 	Sum(ctx context.Context, path, version string) (Sum, error)
+}
+
+// Summing is implemented by bodies whose answer brought a checksum of all that was asked for. A body holds what it brings
+// against it, unless somebody took it: who goes on after a broken connection has bytes of several answers.
+type Summing interface {
+	// TakeSum returns the checksum, of no bytes yet, or nil if there is none. It comes before the first Read.
+	TakeSum() Sum
 }
 
 // Sum is a checksum of bytes that are written to it in order. Write never fails; Check returns an error wrapping
@@ -128,16 +135,14 @@ func NewReading(ctx context.Context, src Source, obj Object, opts ReaderOptions,
 	if budget == nil || streams < 2 || obj.Version == "" || obj.Size < 2*budget.size {
 		return NewReader(ctx, src, obj, opts)
 	}
-	var sums Summed
-	if obj.CRC32C == "" {
-		sums, _ = As[Summed](src)
-	}
 	bufs := budget.take(int(min(int64(streams), (obj.Size+budget.size-1)/budget.size)))
 	if len(bufs) < 2 {
 		budget.give(bufs...)
-		r := NewReader(ctx, src, obj, opts)
-		r.sums = sums
-		return r
+		return NewReader(ctx, src, obj, opts)
+	}
+	var sums Summed
+	if obj.CRC32C == "" {
+		sums, _ = As[Summed](src)
 	}
 	opts = opts.withDefaults()
 	a := &Ahead{

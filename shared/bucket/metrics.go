@@ -132,6 +132,14 @@ func (r *meteredReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// TakeSum implements Summing.
+func (r *meteredReader) TakeSum() Sum {
+	if s, ok := r.ReadCloser.(Summing); ok {
+		return s.TakeSum()
+	}
+	return nil
+}
+
 func (r *meteredReader) Close() error {
 	r.once.Do(func() {
 		r.m.observe(r.side, "read", r.start, r.err)

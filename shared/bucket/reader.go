@@ -59,7 +59,7 @@ func (o ReaderOptions) withDefaults() ReaderOptions {
 
 // Reader reads one version of an object from beginning to end, whatever happens to the connection: when it breaks, the
 // same version is opened again where reading stopped. It returns io.EOF only after exactly Object.Size bytes, and, if
-// the object has a checksum, only if they have it; ErrChecksum otherwise.
+// the object or the first answer brought a checksum, only if they have it; ErrChecksum otherwise.
 //
 // It fails at once for what is permanent. For the rest it fails when attempts in a row bring nothing, or after the stall
 // time-out; such an error may pass, and a new Reader may be started later. A failed Reader stays failed.
@@ -82,8 +82,8 @@ type Reader struct {
 	pause              time.Duration
 	spent              time.Duration // in reads since it was last looked how much they brought,
 	brought            int64         // which is this
-	sums               Summed        // asked for sum before the first byte; nil: nobody to ask
-	sum                Sum           // nil: not the whole object, or no checksum to hold it against
+	sum                Sum           // nil: no checksum to hold the bytes against
+	told               bool          // sum is what an answer brought
 	err                error         // what every further Read returns
 }
 
@@ -130,7 +130,10 @@ func (r *Reader) Read(p []byte) (int, error) {
 			if r.sum != nil {
 				_, _ = r.sum.Write(p[:n])
 			}
-			if err != nil {
+			switch {
+			case errors.Is(err, ErrChecksum):
+				r.err = r.judge(err)
+			case err != nil:
 				r.broke(err) // the next Read deals with it
 			}
 			if r.opts.Limit != nil {
@@ -187,19 +190,15 @@ func (r *Reader) read(p []byte) (int, error) {
 			return 0, r.ctx.Err()
 		}
 	}
-	if r.sums != nil {
-		sum, err := r.sums.Sum(r.ctx, r.obj.Path, r.obj.Version)
-		if err != nil {
-			return 0, err
-		}
-		r.sums, r.sum = nil, sum
-	}
 	if r.body == nil {
 		body, err := r.src.Open(r.ctx, r.obj.Path, r.obj.Version, r.offset, r.want())
 		if err != nil {
 			return 0, err
 		}
 		r.body = body
+		if s, ok := body.(Summing); ok && r.offset == r.start && (r.sum == nil || r.told) {
+			r.sum, r.told = s.TakeSum(), true
+		}
 	}
 	if left := r.end - r.offset; left > 0 {
 		p = p[:min(int64(len(p)), left)]
@@ -244,7 +243,8 @@ func (r *Reader) judge(err error) error {
 	}
 	unpinned := r.obj.Version == "" && r.offset > r.start
 	hasty := r.opts.Hasty && r.offset == r.start && (RetryAfter(err) > 0 || errors.Is(err, ErrThrottled))
-	if Permanent(err) || unpinned || hasty || r.failures+1 >= r.opts.Attempts {
+	wrong := errors.Is(err, ErrChecksum) // these bytes have been read
+	if Permanent(err) || wrong || unpinned || hasty || r.failures+1 >= r.opts.Attempts {
 		return fmt.Errorf("read %q at %d of %d: %w", r.obj.Path, r.offset, r.obj.Size, err)
 	}
 	r.broke(err)

@@ -44,6 +44,52 @@ func TestReaderResumesWhereItBroke(t *testing.T) {
 	})
 }
 
+// summing is a source whose answers bring a checksum of what was asked for, as its listings do not.
+type summing struct{ scripted }
+
+func (s *summing) Open(ctx context.Context, path, version string, offset, length int64) (io.ReadCloser, error) {
+	body, err := s.scripted.Open(ctx, path, version, offset, length)
+	h := NewChecksum()
+	h.Write(s.data[offset:])
+	return &summingBody{body, wanted{NewChecksum(), Want{Size: h.Size(), CRC32C: h.CRC32C()}}}, err
+}
+
+type summingBody struct {
+	io.ReadCloser
+	sum Sum
+}
+
+func (b *summingBody) TakeSum() Sum { return b.sum }
+
+// The checksum of the first answer is one of all bytes, however many answers they come in, also through a wrapper.
+func TestReaderHoldsAllAnswersAgainstTheFirst(t *testing.T) {
+	t.Parallel()
+	wrong := func(rest []byte) (io.ReadCloser, error) {
+		rest = bytes.Clone(rest)
+		rest[10] ^= 1
+		return breakAfter(30, errBroken)(rest)
+	}
+	for _, tt := range []struct {
+		name   string
+		script []func([]byte) (io.ReadCloser, error)
+		want   error
+	}{
+		{"whole", nil, nil},
+		{"broken", []func([]byte) (io.ReadCloser, error){breakAfter(0, errBroken), breakAfter(30, errBroken), breakAfter(20, io.EOF)}, nil},
+		{"wrong before it broke", []func([]byte) (io.ReadCloser, error){wrong}, ErrChecksum},
+		{"wrong after it broke", []func([]byte) (io.ReadCloser, error){breakAfter(5, errBroken), wrong}, ErrChecksum},
+	} {
+		src := &summing{scripted{data: content(100), script: tt.script}}
+		obj := src.object()
+		obj.CRC32C = ""
+		r := NewReader(t.Context(), NewMetrics(nil).Source(src), obj, ReaderOptions{Backoff: func(int) time.Duration { return 0 }})
+		if got, err := io.ReadAll(r); !errors.Is(err, tt.want) || len(got) != 100 {
+			t.Errorf("%s: %d bytes, %v; want %v", tt.name, len(got), err, tt.want)
+		}
+		r.Close()
+	}
+}
+
 func TestReaderGivesUp(t *testing.T) {
 	throttled := &ThrottledError{RetryAfter: 7 * time.Second, Err: ErrThrottled}
 	tests := []struct {

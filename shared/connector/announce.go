@@ -133,14 +133,22 @@ func announceS3(c store.Connector, name string) []bucket.Step {
 
 // announceAzure has Event Grid tell our door.
 func announceAzure(c store.Connector, name string) []bucket.Step {
-	return []bucket.Step{{
-		What: "an Event Grid subscription to this server; MILLRACE_URL is its public address, with https",
-		Command: fmt.Sprintf(`az eventgrid event-subscription create --name %s `+
-			`--source-resource-id "$(az storage account show --name %s --query id --output tsv)" --endpoint %s `+
-			`--delivery-attribute-mapping X-API-Key static %s true `+
-			`--included-event-types Microsoft.Storage.BlobCreated Microsoft.Storage.BlobDeleted Microsoft.Storage.BlobRenamed `+
-			`--subject-begins-with /blobServices/default/containers/%s/`, strings.ReplaceAll(name, ".", "-"), c.StorageAccount, door(c), key(name), c.Container),
-	}}
+	return []bucket.Step{
+		{
+			What: "a container for what cannot be delivered: without one Event Grid drops it",
+			Command: fmt.Sprintf(`ACCOUNT_ID=$(az storage account show --name %s --query id --output tsv) && `+
+				`az storage container create --account-name %[1]s --name undelivered --auth-mode login`, c.StorageAccount),
+		},
+		{
+			What: "an Event Grid subscription to this server; MILLRACE_URL is its public address, with https",
+			Command: fmt.Sprintf(`az eventgrid event-subscription create --name %s --source-resource-id "$ACCOUNT_ID" --endpoint %s `+
+				`--delivery-attribute-mapping X-API-Key static %s true `+
+				`--included-event-types Microsoft.Storage.BlobCreated Microsoft.Storage.BlobDeleted Microsoft.Storage.BlobRenamed `+
+				`--subject-begins-with /blobServices/default/containers/%s/ `+
+				`--deadletter-endpoint "$ACCOUNT_ID/blobServices/default/containers/undelivered"`,
+				strings.ReplaceAll(name, ".", "-"), door(c), key(name), c.Container),
+		},
+	}
 }
 
 // door is where notifications come in, and key makes one for whoever brings them.

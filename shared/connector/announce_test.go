@@ -100,8 +100,9 @@ esac
 		t.Errorf("%s", got)
 	}
 	calls = run(store.Connector{Provider: "azure", StorageAccount: "acct", Container: "c"})
-	if grid := calls[2]; after(grid, "--endpoint") != "https://m.example.com/api/v2/notifications/conn_1" ||
-		after(grid, "--source-resource-id") != "/subscriptions/s/a" || after(grid, "static") != "the-key" {
+	if grid := calls[3]; after(grid, "--endpoint") != "https://m.example.com/api/v2/notifications/conn_1" ||
+		after(grid, "--source-resource-id") != "/subscriptions/s/a" || after(grid, "static") != "the-key" ||
+		after(grid, "--deadletter-endpoint") != "/subscriptions/s/a/blobServices/default/containers/undelivered" {
 		t.Errorf("%q", grid)
 	}
 }

@@ -65,6 +65,9 @@ func TestEndpointsAreGuarded(t *testing.T) {
 		if !errors.Is(err, ErrEndpoint) || !bucket.Permanent(err) || !strings.Contains(err.Error(), "--allow-endpoint") {
 			t.Errorf("%s: %v", name, err)
 		}
+		if c.Provider == "s3" && strings.Contains(err.Error(), "s3:") {
+			t.Errorf("%s asks for an action where none would help: %v", name, err)
+		}
 	}
 	if asked != 0 {
 		t.Errorf("%d requests got through", asked)

@@ -123,7 +123,7 @@ func (c *connectorCreateGCS) Run(ctx context.Context) error {
 type connectorCreateS3 struct {
 	newConnector
 	Bucket      string `arg:"" help:"The bucket, without s3://."`
-	Region      string `help:"The region it is in." required:"" env:"AWS_REGION" placeholder:"NAME"`
+	Region      string `help:"The region it is in, which a compatible store can do without." env:"AWS_REGION" placeholder:"NAME"`
 	AccessKeyID string `name:"access-key-id" help:"Access key; without one the server uses its machine's own credentials, if it was started with --machine-credentials." env:"AWS_ACCESS_KEY_ID" placeholder:"ID"`
 	SecretKey   string `name:"secret-access-key" help:"Its secret, better by the environment." env:"AWS_SECRET_ACCESS_KEY" placeholder:"KEY" secret:"yes"`
 	EndpointURL string `name:"endpoint-url" help:"A compatible store other than Amazon's." placeholder:"URL"`
@@ -150,16 +150,25 @@ type connectorCreateAzure struct {
 	newConnector
 	Container    string `arg:"" help:"The container."`
 	Account      string `help:"The storage account it is in." required:"" env:"AZURE_STORAGE_ACCOUNT" placeholder:"NAME"`
-	TenantID     string `name:"tenant-id" help:"Tenant of the application." required:"" env:"AZURE_TENANT_ID" placeholder:"ID"`
-	ClientID     string `name:"client-id" help:"The application." required:"" env:"AZURE_CLIENT_ID" placeholder:"ID"`
-	ClientSecret string `name:"client-secret" help:"Its secret, better by the environment." required:"" env:"AZURE_CLIENT_SECRET" placeholder:"KEY" secret:"yes"`
+	TenantID     string `name:"tenant-id" help:"Tenant of a service principal." env:"AZURE_TENANT_ID" placeholder:"ID"`
+	ClientID     string `name:"client-id" help:"The service principal." env:"AZURE_CLIENT_ID" placeholder:"ID"`
+	ClientSecret string `name:"client-secret" help:"Its secret, better by the environment." env:"AZURE_CLIENT_SECRET" placeholder:"KEY" secret:"yes"`
+	SAS          string `name:"sas-token" help:"A shared access signature, in place of a service principal." placeholder:"QUERY" secret:"yes"`
+	AccountKey   string `help:"The key of the account, in place of a service principal." placeholder:"KEY" secret:"yes"`
+	EndpointURL  string `name:"endpoint-url" help:"The root of the account at another place than ACCOUNT.blob.core.windows.net." placeholder:"URL"`
 }
 
 // Run connects a container.
 func (c *connectorCreateAzure) Run(ctx context.Context) error {
-	body := c.body(c.Container, map[string]any{
-		"storage_account": c.Account, "container": c.Container, "tenant_id": c.TenantID, "client_id": c.ClientID, "client_secret": c.ClientSecret,
-	})
+	body := c.body(c.Container, map[string]any{"storage_account": c.Account, "container": c.Container})
+	for name, value := range map[string]string{
+		"tenant_id": c.TenantID, "client_id": c.ClientID, "client_secret": c.ClientSecret, "sas_token": c.SAS, "account_key": c.AccountKey,
+		"endpoint_url": c.EndpointURL,
+	} {
+		if value != "" {
+			body[name] = value
+		}
+	}
 	return c.post(ctx, "/connectors/azure", body, connectorColumns, connectorWide)
 }
 

@@ -24,9 +24,10 @@ type Client struct {
 	http *http.Client
 }
 
-// New returns a client of the server at base (http://HOST:PORT).
+// New returns a client of the server at base (http://HOST:PORT, or that of its API, which ends in /api/v2).
 func New(base, key string) *Client {
-	return &Client{base: strings.TrimSuffix(base, "/") + "/api/v2", key: key, http: &http.Client{Timeout: time.Minute}}
+	base = strings.TrimSuffix(strings.TrimSuffix(base, "/"), "/api/v2")
+	return &Client{base: base + "/api/v2", key: key, http: &http.Client{Timeout: time.Minute}}
 }
 
 // Problem is an error that the server answered.

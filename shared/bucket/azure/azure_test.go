@@ -245,6 +245,32 @@ func TestReadChecksums(t *testing.T) {
 	if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, body) {
 		t.Errorf("over a broken connection: %d bytes, %v", len(got), err)
 	}
+
+	// What came before the connection broke is held against the checksum as well, whether of the blob or of a part of it.
+	large := data(9<<20, 2)
+	s.Put("cams", "large.mp4", large)
+	for _, tt := range []struct {
+		name   string
+		budget *bucket.Budget
+		cut    gcstest.Fault // behind the middle of an answer
+	}{
+		{"in one stream", nil, gcstest.Truncated(6 << 20)},
+		{"in several", bucket.NewBudget(4), gcstest.Truncated(3 << 20)},
+	} {
+		for _, want := range []error{nil, bucket.ErrChecksum} {
+			fault := tt.cut
+			if want != nil {
+				fault = tt.cut.After(gcstest.Corrupted)
+			}
+			s.Inject(1, azuretest.Reads, fault)
+			r := bucket.NewReading(t.Context(), src, stat(t, src, "large.mp4"), quick, tt.budget)
+			got, err := io.ReadAll(r)
+			r.Close()
+			if !errors.Is(err, want) || want == nil && !bytes.Equal(got, large) {
+				t.Errorf("%s, over a broken connection: %d bytes, %v; want %v", tt.name, len(got), err, want)
+			}
+		}
+	}
 }
 
 // TestHierarchicalNamespace lists folder by folder, as an account does that has them.

@@ -217,7 +217,7 @@ func (c *client) open(ctx context.Context, path, version string, offset, length 
 	if err != nil {
 		return nil, c.wrap(ctx, "open", path, err)
 	}
-	r := &reader{ctx: ctx, path: path, body: got.Body, left: length, md5: got.ContentMD5}
+	r := &reader{ctx: ctx, path: path, body: got.Body, left: length}
 	if err := r.check(got.DownloadResponse, version, offset); err != nil {
 		got.Body.Close()
 		return nil, fmt.Errorf("open %q: %w", path, err)
@@ -238,10 +238,8 @@ type reader struct {
 	ctx  context.Context
 	path string
 	body io.ReadCloser
-	left int64     // bytes; negative: to the end
-	size int64     // of what the answer carries
-	md5  []byte    // of that; nil if it is not known
-	sum  hash.Hash // nil: nothing to hold it against
+	left int64 // bytes; negative: to the end
+	sum  *sum  // of what the answer carries
 }
 
 // check holds the answer against the question.
@@ -254,17 +252,41 @@ func (r *reader) check(got blob.DownloadResponse, version string, offset int64) 
 		return fmt.Errorf("asked for bytes from %d and got %q: %w", offset, part, bucket.ErrUnavailable)
 	}
 	if got.ContentLength == nil || r.left > 0 && *got.ContentLength > r.left {
-		r.md5 = nil // of more than we read
-		return nil
+		return nil // a checksum would be of more than we read
 	}
-	r.size = *got.ContentLength
-	if part == fmt.Sprintf("bytes 0-%d/%d", r.size-1, r.size) && len(r.md5) == 0 { // the part is the whole
-		r.md5 = got.BlobContentMD5
+	want := got.ContentMD5
+	if size := *got.ContentLength; part == fmt.Sprintf("bytes 0-%d/%d", size-1, size) && len(want) == 0 { // the part is the whole
+		want = got.BlobContentMD5
 	}
-	if len(r.md5) == md5.Size {
-		r.sum = md5.New() //nolint:gosec // as above
+	if len(want) == md5.Size {
+		r.sum = &sum{Hash: md5.New(), want: want} //nolint:gosec // as above
 	}
 	return nil
+}
+
+// sum is what the bytes of an answer add up to, and should.
+type sum struct {
+	hash.Hash
+	want []byte
+}
+
+// Check implements bucket.Sum.
+func (s *sum) Check() error {
+	if got := s.Sum(nil); !bytes.Equal(got, s.want) {
+		return fmt.Errorf("md5 %s instead of %s: %w", base64.StdEncoding.EncodeToString(got),
+			base64.StdEncoding.EncodeToString(s.want), bucket.ErrChecksum)
+	}
+	return nil
+}
+
+// TakeSum implements bucket.Summing.
+func (r *reader) TakeSum() bucket.Sum {
+	if r.sum == nil {
+		return nil
+	}
+	taken := r.sum
+	r.sum = nil
+	return taken
 }
 
 func (r *reader) Read(p []byte) (int, error) {
@@ -298,9 +320,8 @@ func (r *reader) end() error {
 	if r.sum == nil {
 		return io.EOF
 	}
-	if got := r.sum.Sum(nil); !bytes.Equal(got, r.md5) {
-		return fmt.Errorf("read %q: md5 %s instead of %s: %w", r.path, base64.StdEncoding.EncodeToString(got),
-			base64.StdEncoding.EncodeToString(r.md5), bucket.ErrChecksum)
+	if err := r.sum.Check(); err != nil {
+		return fmt.Errorf("read %q: %w", r.path, err)
 	}
 	return io.EOF
 }

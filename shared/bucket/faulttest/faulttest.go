@@ -21,6 +21,13 @@ func Anything(*http.Request) bool { return true }
 // Fault answers a request in place of next, or around it.
 type Fault func(w http.ResponseWriter, r *http.Request, next http.Handler)
 
+// After does to an answer what f does, once g has done what it does.
+func (f Fault) After(g Fault) Fault {
+	return func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		f(w, r, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { g(w, r, next) }))
+	}
+}
+
 // Layer is a handler before another.
 type Layer struct {
 	next http.Handler

@@ -24,13 +24,19 @@ func wrap(ctx context.Context, op, action, path string, err error) error {
 		return nil
 	}
 	err = translate(err)
-	if errors.Is(err, bucket.ErrPermission) {
+	if lacksRight(err) {
 		err = fmt.Errorf("%w: the action %s has to be allowed", err, action)
 	}
 	if ended := ctx.Err(); ended != nil && !errors.Is(err, ended) {
 		err = fmt.Errorf("%w: %w", ended, err)
 	}
 	return fmt.Errorf("%s %q: %w", op, path, err)
+}
+
+// lacksRight reports whether the server denies something. Otherwise its address is not one that requests may go to.
+func lacksRight(err error) bool {
+	var answer *answerError
+	return errors.Is(err, bucket.ErrPermission) && errors.As(err, &answer)
 }
 
 // wrapWrite is wrap for what is sent to be stored.

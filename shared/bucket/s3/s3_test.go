@@ -34,6 +34,18 @@ func stat(t testing.TB, src bucket.Source, path string) bucket.Object {
 	return obj
 }
 
+// listed describes an object as a listing does.
+func listed(t testing.TB, src bucket.Source, path string) (obj bucket.Object) {
+	t.Helper()
+	for o, err := range src.List(t.Context(), bucket.ListOptions{Prefix: path}) {
+		if err != nil {
+			t.Fatalf("List %q: %v", path, err)
+		}
+		obj = o
+	}
+	return obj
+}
+
 func readAll(t testing.TB, src bucket.Source, path, version string) ([]byte, error) {
 	t.Helper()
 	r, err := src.Open(t.Context(), path, version, 0, -1)
@@ -236,6 +248,12 @@ func TestBrokenBodies(t *testing.T) {
 		t.Errorf("corrupted: %v", err)
 	}
 	s.Heal()
+	s.Inject(1, s3test.Reads, faulttest.Truncated(200_000).After(faulttest.Corrupted))
+	r = bucket.NewReader(t.Context(), src, listed(t, src, "a.mp4"), quick)
+	defer r.Close()
+	if got, err := io.ReadAll(r); len(got) != len(body) || !errors.Is(err, bucket.ErrChecksum) {
+		t.Errorf("corrupted before the connection broke: %d bytes, %v", len(got), err)
+	}
 	s.Inject(1, s3test.Reads, faulttest.Truncated(50_000))
 	r = bucket.NewReader(t.Context(), src, obj, quick)
 	defer r.Close()

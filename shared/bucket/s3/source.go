@@ -181,7 +181,7 @@ func (c *client) wrap(ctx context.Context, op, path string, v version, err error
 		err = fmt.Errorf("%w: %w", bucket.ErrNoBucket, translate(err))
 	}
 	err = wrap(ctx, op, action, path, err)
-	if errors.Is(err, bucket.ErrPermission) {
+	if lacksRight(err) {
 		err = fmt.Errorf("%w; without s3:ListBucket this is also said of what does not exist", err)
 	}
 	return err
@@ -326,6 +326,16 @@ func (r *reader) Read(p []byte) (int, error) {
 		return n, wrap(r.ctx, "read", "s3:GetObject", r.path, err)
 	}
 	return n, nil
+}
+
+// TakeSum implements bucket.Summing.
+func (r *reader) TakeSum() bucket.Sum {
+	if r.sum == nil {
+		return nil
+	}
+	taken := r.sum
+	r.sum = nil
+	return taken
 }
 
 // end is io.EOF if the bytes are those of the object.

@@ -62,6 +62,7 @@ func Gateway(t testing.TB, args ...string) *Server {
 			t.Fatal(err)
 		}
 	}
+	events := args
 	args = append([]string{"--port", socket, "--access", AccessKeyID, "--secret", SecretAccessKey, "--region", Region, "--quiet",
 		"--health", "/health"}, args...)
 	args = append(args, "posix", "--versioning-dir", filepath.Join(dir, "old"), "--sidecar", filepath.Join(dir, "meta"),
@@ -90,12 +91,16 @@ func Gateway(t testing.TB, args ...string) *Server {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}
+	var transport http.RoundTripper = &http.Transport{DialContext: dial, MaxIdleConnsPerHost: 64, DisableCompression: true}
+	if len(events) > 0 {
+		transport = unshared{t, transport.(*http.Transport)}
+	}
 	proxy := &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(&url.URL{Scheme: "http", Host: "gateway"})
 			r.Out.Host = r.In.Host // it is part of what was signed
 		},
-		Transport:    &http.Transport{DialContext: dial, MaxIdleConnsPerHost: 64, DisableCompression: true},
+		Transport:    transport,
 		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
 	}
 	s := serve(t, proxy)
@@ -120,4 +125,22 @@ func Gateway(t testing.TB, args ...string) *Server {
 			t.Fatalf("versitygw does not listen: %v", err)
 		}
 	}
+}
+
+// unshared gives each request that changes something a connection of its own, which stays open until the test ends.
+//
+// The program writes notifications behind its answers, out of memory that the next request of the connection is read to: under
+// load some name what never was.
+type unshared struct {
+	t      testing.TB
+	shared *http.Transport
+}
+
+func (u unshared) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Method == http.MethodGet || r.Method == http.MethodHead {
+		return u.shared.RoundTrip(r)
+	}
+	own := u.shared.Clone()
+	u.t.Cleanup(own.CloseIdleConnections)
+	return own.RoundTrip(r)
 }
