@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"syscall"
 	"time"
 )
 
@@ -30,7 +29,7 @@ func importers(ctx context.Context, l *lab) (_ []Row, err error) {
 	program, err := findProgram("versitygw", l.program)
 	if err != nil {
 		row.Skipped = "there is no versitygw beside millrace nor in PATH: `make bench` builds it"
-		return []Row{row}, nil //nolint:nilerr // it is said in the row
+		return []Row{row}, nil
 	}
 	g, err := l.startGateway(ctx, program)
 	if err != nil {
@@ -85,26 +84,35 @@ func (l *lab) importedBy(ctx context.Context, n int, connector map[string]any) (
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, up.stop()) }()
-	for range n - 1 {
-		ops, err := freeAddr(ctx)
-		if err != nil {
-			return 0, err
+	further := make([]*product, n-1)
+	defer func() {
+		for _, p := range further {
+			if p != nil {
+				err = errors.Join(err, p.stop())
+			}
 		}
-		cmd := exec.CommandContext(ctx, l.program, "importer", "--nats-url", up.conn.ConnectedUrl(), "--library", s.library, "--workers", fmt.Sprint(fewWorkers),
-			"--secrets-key", filepath.Join(s.data, "secrets.key"), "--allow-endpoint", s.hooks, "--ops", ops, "--log-level", "warn")
-		cmd.Env, cmd.Stderr = environ(), os.Stderr
-		if err := cmd.Start(); err != nil {
-			return 0, err
-		}
-		further := &product{cmd: cmd, ended: make(chan error, 1)}
-		go func() { further.ended <- cmd.Wait() }()
-		defer func() {
-			_ = cmd.Process.Signal(syscall.SIGTERM)
-			err = errors.Join(err, <-further.ended)
-		}()
-		if err := further.waitReady(ctx, "http://"+ops+"/readyz"); err != nil {
+	}()
+	for i := range further {
+		if further[i], err = l.further(ctx, up, s); err != nil {
 			return 0, err
 		}
 	}
 	return up.job(ctx, "s3", connector, l.size.middling)
+}
+
+// further starts one more importer on the broker of up.
+func (l *lab) further(ctx context.Context, up *product, s settings) (*product, error) {
+	ops, err := freeAddr(ctx)
+	if err != nil {
+		return nil, err
+	}
+	p := &product{log: up.log, ended: make(chan error, 1)}
+	p.cmd = exec.CommandContext(ctx, l.program, append([]string{"importer"}, append(s.flags, "--nats-url", up.conn.ConnectedUrl(), "--library", s.library,
+		"--secrets-key", filepath.Join(s.data, "secrets.key"), "--allow-endpoint", s.hooks, "--ops", ops, "--log-level", "warn")...)...)
+	p.cmd.Env, p.cmd.Stderr = environ(), os.Stderr
+	if err := p.cmd.Start(); err != nil {
+		return nil, err
+	}
+	go func() { p.ended <- p.cmd.Wait() }()
+	return p, p.waitReady(ctx, "http://"+ops+"/readyz")
 }

@@ -155,7 +155,7 @@ func (im *importer) copier() copier {
 			kill := func() error {
 				im.up.conn.Close()
 				err := im.up.cmd.Process.Kill()
-				<-im.up.ended
+				_ = <-im.up.ended //nolint:staticcheck // killed, as it says
 				return err
 			}
 			err := im.open(ctx)
@@ -228,19 +228,20 @@ func count(dir string) (n int, err error) {
 
 // eachSum calls fn with the checksum of each file below dir.
 func eachSum(dir string, fn func(path string, info fs.FileInfo, sum [sha256.Size]byte)) error {
-	return filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+	below := os.DirFS(dir)
+	return fs.WalkDir(below, ".", func(path string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() {
 			return err
 		}
-		info, err := e.Info()
-		if err != nil {
-			return err
-		}
-		f, err := os.Open(filepath.Clean(path))
+		f, err := below.Open(path)
 		if err != nil {
 			return err
 		}
 		defer func() { _ = f.Close() }()
+		info, err := f.Stat()
+		if err != nil {
+			return err
+		}
 		h := sha256.New()
 		if _, err := io.Copy(h, f); err != nil {
 			return err
