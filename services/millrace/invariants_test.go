@@ -26,18 +26,18 @@ import (
 //	                  here, with I1 and I3 to I5: TestNotificationsThriceInAnyOrder;
 //	                  importer: TestNothingIsImportedTwice, TestCrashBehindTheCommitPoint, TestTwoImporters
 //	I3  one run       TestKill, TestStory; preset-trigger: TestOneRunPerJob, TestNoRun, TestCrashBetweenSteps
-//	I4  exact set     TestStory, TestTenThousandFiles, TestKill (followRun); preset-trigger: TestRunOfJob,
+//	I4  exact set     TestStory, TestBulkDrops, TestKill (followRun); preset-trigger: TestRunOfJob,
 //	                  TestWaitsForTheReport
 //	I5  integrity     TestKill, TestStory (genuine); dir and gcs: the suite of buckettest, TestRewrittenWhileRead,
 //	                  TestCorruptedBodies; dir: TestLostWritesAreRememberedUntilPutAgain
-//	I6  debounce      TestStory (bursts, nextJob), TestTenThousandFiles; window: TestMergeIsCommutativeAndIdempotent,
+//	I6  debounce      TestStory (bursts, nextJob), TestBulkDrops; window: TestMergeIsCommutativeAndIdempotent,
 //	                  TestDue, TestNewDeadlines, TestDayLongWindows; debouncer: TestWindowClosesOnceWhenQuiet,
 //	                  TestOverdueWindowsCloseAtTheStart
 //	I7  state         TestKill and every follow (progress goes forward and adds up); window: TestLifeOfARecord,
 //	                  TestMergeFromManySides, TestConcurrentCloses; importer: TestFold; preset-trigger: TestFoldGoesForward
 //	I8  ack chain     TestAcknowledgedIsThere, TestStorySplit; broker: TestDurableByDefault; bus: TestNoAnswerIsUnknown,
 //	                  TestUnsettledIsBounded; brokertest: TestCluster
-//	I9  nothing stuck TestStory, TestStorySplit, TestTenThousandFiles, TestKill (atRest), TestBadNotifications;
+//	I9  nothing stuck TestStory, TestStorySplit, TestBulkDrops, TestKill (atRest), TestBadNotifications;
 //	                  scanner: TestSweepMakesUpForLostRings; bus: TestLeaseOfADeadProcessRunsOut
 //	I10 webhooks      TestWebhooksSurviveKill; webhooks: TestRetried, TestGivenUp, TestRestart, TestTwice,
 //	                  TestPrivateAddress; egress: TestDial, TestRebinding
