@@ -13,15 +13,12 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
 BUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false
 LDFLAGS := -s -w -X millrace/shared/process.version=$(VERSION)
 
-# The race detector needs a C compiler; without one the tests are worth running all the same.
-RACE := $(if $(shell command -v $$(go env CC) 2>/dev/null),-race)
-
 # The tools have a module file of their own. -modfile works outside a workspace only, and in the folder of some module;
 # it takes nothing from that module.
 TOOLS := cd schemas && GOWORK=off
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-clouds bulk sim mutations crash chaos soak fuzz lint vuln bench gate run demo schemas clean
+.PHONY: help build test race test-clouds bulk sim mutations crash chaos soak fuzz lint vuln bench gate run demo schemas clean
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,8 +29,15 @@ build: ## bin/millrace and one binary per service
 
 # One package more at a time than there are processors: those of whole programs wait more than they compute. They take
 # longest, and are in the first module, so that nobody waits for them alone.
-test: ## all tests, with the race detector
-	go test $(RACE) -p $$(($$(getconf _NPROCESSORS_ONLN) + 1)) -timeout 20m $(PACKAGES)
+TESTS := -p $$(($$(getconf _NPROCESSORS_ONLN) + 1)) -timeout 20m
+
+# With the flags of BUILD, so that what one of them has compiled serves the other.
+test: ## all tests
+	CGO_ENABLED=0 go test -trimpath -buildvcs=false $(TESTS) $(PACKAGES)
+
+# The detector sees the process of the test, and not the programs that it starts.
+race: ## the tests again, with the race detector, but for those that start whole programs (needs a C compiler)
+	go test -race $(TESTS) $$(go list $(PACKAGES) | grep -v -e '/services/millrace$$' -e '/services/millrace/bench$$')
 
 # What each provider's page says: MILLRACE_TEST_GCS, MILLRACE_TEST_S3 and MILLRACE_TEST_AZURE name empty buckets.
 test-clouds: ## the tests of storage against real buckets that the environment names
