@@ -31,9 +31,11 @@ build: ## bin/millrace and one binary per service
 # longest, and are in the first module, so that nobody waits for them alone.
 TESTS := -p $$(($$(getconf _NPROCESSORS_ONLN) + 1)) -timeout 20m
 
-# With the flags of BUILD, so that what one of them has compiled serves the other.
+# With the flags of BUILD, so that what one of them has compiled serves the others.
+TEST := CGO_ENABLED=0 go test -trimpath -buildvcs=false
+
 test: ## all tests
-	CGO_ENABLED=0 go test -trimpath -buildvcs=false $(TESTS) $(PACKAGES)
+	$(TEST) $(TESTS) $(PACKAGES)
 
 # The detector sees the process of the test, and not the programs that it starts.
 race: ## the tests again, with the race detector, but for those that start whole programs (needs a C compiler)
@@ -45,26 +47,26 @@ test-clouds: ## the tests of storage against real buckets that the environment n
 
 # The server that stands in for Google goes through all objects to find one, which takes longest.
 bulk: ## 10,000 files on each kind of storage, not only on a folder
-	MILLRACE_BULK=1 go test -count 1 -timeout 1h -v ./services/millrace -run '^TestBulkDrops$$'
+	MILLRACE_BULK=1 $(TEST) -count 1 -timeout 1h -v ./services/millrace -run '^TestBulkDrops$$'
 
 # SEED=N is one history alone, shrunk when it fails; SEEDS=N is how many otherwise.
 sim: SEEDS = 10000
 sim: ## 10,000 histories of the pure core (SEED=n: one, SEEDS=n: so many)
-	MILLRACE_SIM_SEEDS=$(SEEDS) MILLRACE_SIM_SEED=$(SEED) go test -count 1 -timeout 30m ./services/sim -run 'TestSimulation|TestSeedsThatFailed'
+	MILLRACE_SIM_SEEDS=$(SEEDS) MILLRACE_SIM_SEED=$(SEED) $(TEST) -count 1 -timeout 30m ./services/sim -run 'TestSimulation|TestSeedsThatFailed'
 
 mutations: ## break one rule at a time, and see that a test goes red
 	MILLRACE_MUTATIONS=1 go test -count 1 -timeout 30m -v ./services/sim -run TestMutations
 
 # Eight cells at a time, which mostly wait.
 crash: ## the crash matrix: each failpoint, killed, failing and stalled (AT=name: one of them)
-	MILLRACE_CRASH=$(or $(AT),all) go test -count 1 -timeout 30m -parallel 8 -v ./services/millrace -run TestCrashMatrix
+	MILLRACE_CRASH=$(or $(AT),all) $(TEST) -count 1 -timeout 30m -parallel 8 -v ./services/millrace -run TestCrashMatrix
 
 # A run that fails says its seed and leaves its history and logs in a folder. SEEDS=n is n seeds from SEED on.
 chaos: ## faults on separate processes and three brokers, by a seed (SEED=n, FOR=1m)
-	MILLRACE_CHAOS=$(or $(FOR),1m) MILLRACE_SEED=$(SEED) MILLRACE_SEEDS=$(SEEDS) go test -count 1 -timeout 24h -v ./services/millrace -run 'TestChaos$$'
+	MILLRACE_CHAOS=$(or $(FOR),1m) MILLRACE_SEED=$(SEED) MILLRACE_SEEDS=$(SEEDS) $(TEST) -count 1 -timeout 24h -v ./services/millrace -run 'TestChaos$$'
 
 soak: ## the same for long, without killing what is measured: memory, goroutines and disk (FOR=1h)
-	MILLRACE_SOAK=$(or $(FOR),1h) MILLRACE_SEED=$(SEED) go test -count 1 -timeout 24h -v ./services/millrace -run 'TestSoak$$'
+	MILLRACE_SOAK=$(or $(FOR),1h) MILLRACE_SEED=$(SEED) $(TEST) -count 1 -timeout 24h -v ./services/millrace -run 'TestSoak$$'
 
 fuzz: FOR = 30s
 fuzz: ## each fuzz target for 30 s (FOR=5m: so long)

@@ -137,7 +137,7 @@ func (p *product) job(ctx context.Context, kind string, connector map[string]any
 	start := time.Now()
 	err = p.Do(ctx, http.MethodPost, "/import-jobs", map[string]string{"connector_id": made.Connector, "index_id": made.Index}, &made)
 	var j store.Job
-	for err == nil && !j.Status.Terminal() {
+	for err == nil && !j.Status.Terminal() { // however long it takes: a million files are beyond our patience
 		if err = sleep(ctx, 50*time.Millisecond); err == nil {
 			j, _, err = jobs.Get(ctx, made.Job)
 		}

@@ -106,7 +106,7 @@ func (l *lab) further(ctx context.Context, up *product, s settings) (*product, e
 	if err != nil {
 		return nil, err
 	}
-	p := &product{log: up.log, ended: make(chan error, 1)}
+	p := &product{ended: make(chan error, 1)}
 	p.cmd = exec.CommandContext(ctx, l.program, append([]string{"importer"}, append(s.flags, "--nats-url", up.conn.ConnectedUrl(), "--library", s.library,
 		"--secrets-key", filepath.Join(s.data, "secrets.key"), "--allow-endpoint", s.hooks, "--ops", ops, "--log-level", "warn")...)...)
 	p.cmd.Env, p.cmd.Stderr = environ(), os.Stderr

@@ -152,12 +152,6 @@ func (im *importer) copier() copier {
 			if err := start(ctx); err != nil {
 				return nil, err
 			}
-			kill := func() error {
-				im.up.conn.Close()
-				err := im.up.cmd.Process.Kill()
-				_ = <-im.up.ended //nolint:staticcheck // killed, as it says
-				return err
-			}
 			err := im.open(ctx)
 			var index string
 			if err == nil {
@@ -167,9 +161,9 @@ func (im *importer) copier() copier {
 				job, err = im.closed(ctx, event.AutomationOfIndex(index))
 			}
 			if err != nil {
-				return nil, errors.Join(err, kill())
+				return nil, errors.Join(err, im.up.kill())
 			}
-			return kill, nil
+			return im.up.kill, nil
 		},
 		again: func(ctx context.Context) (time.Duration, error) {
 			begun := time.Now()

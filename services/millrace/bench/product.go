@@ -194,3 +194,18 @@ func (p *product) stop() error {
 		return p.explain(fmt.Errorf("the product did not stop within %s: %w", stopTime/2, <-p.ended))
 	}
 }
+
+// kill ends the product at once, as kill -9 does, and waits for that.
+func (p *product) kill() error {
+	if p.conn != nil {
+		p.conn.Close()
+	}
+	if err := p.cmd.Process.Kill(); err != nil {
+		return err
+	}
+	err := <-p.ended
+	if _, killed := errors.AsType[*exec.ExitError](err); killed {
+		return nil
+	}
+	return fmt.Errorf("the product was killed, and ended: %w", err)
+}
