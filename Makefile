@@ -34,8 +34,9 @@ TESTS := -p $$(($$(getconf _NPROCESSORS_ONLN) + 1)) -timeout 20m
 # With the flags of BUILD, so that what one of them has compiled serves the others.
 TEST := CGO_ENABLED=0 go test -trimpath -buildvcs=false
 
+# Four at a time on two cores: those that start whole programs wait for most of their time.
 test: ## all tests
-	$(TEST) $(TESTS) $(PACKAGES)
+	$(TEST) -parallel 4 $(TESTS) $(PACKAGES)
 
 # The detector sees the process of the test, and not the programs that it starts.
 race: ## the tests again, with the race detector, but for those that start whole programs (needs a C compiler)

@@ -30,6 +30,7 @@ import (
 
 // TestBadFlags: what cannot start says why and what to do, and leaves alone what runs.
 func TestBadFlags(t *testing.T) {
+	t.Parallel()
 	natsAddr := freeAddr(t)
 	up := startUp(t, "--nats-listen", natsAddr)
 	other := filepath.Join(t.TempDir(), "data")

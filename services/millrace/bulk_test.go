@@ -110,9 +110,11 @@ var bulks = map[string]func(*testing.T, *bulk, *allInOne, jetstream.JetStream){
 // with every one of them, one run with exactly these media. The run is carried out by an executor in another language, as
 // far as the broker can tell: one that speaks the protocol and nothing else.
 func TestBulkDrops(t *testing.T) {
+	t.Parallel()
 	png, jpg := sample(t, "photo.png"), sample(t, "photo.jpg")
 	for provider, connect := range bulks {
 		t.Run(provider, func(t *testing.T) {
+			t.Parallel()
 			b := &bulk{files: few, listen: freeAddr(t), prefix: "bulk"}
 			if os.Getenv("MILLRACE_BULK") != "" {
 				b.files = many

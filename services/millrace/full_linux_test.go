@@ -14,6 +14,7 @@ import (
 // TestFullDisk: with the store at its limit, and then with no byte left on the disk, the API says so with 503 and when to
 // come back, and changes nothing. With space again and after a restart all goes on, and all that was acknowledged is there.
 func TestFullDisk(t *testing.T) {
+	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to mount a small disk")
 	}

@@ -48,6 +48,7 @@ import (
 // TestAcknowledgedIsThere: whatever was acknowledged is there after a kill -9 in the very next moment: a notification, a
 // configuration, a pause, a command.
 func TestAcknowledgedIsThere(t *testing.T) {
+	t.Parallel()
 	storage := gcstest.Start(t, "bucket")
 	listen := freeAddr(t)
 	up := startUp(t, "--nats-listen", listen, "--executor", "exec="+countBytes)
