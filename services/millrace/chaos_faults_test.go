@@ -317,3 +317,16 @@ func (c *chaos) stepDown() error {
 	}
 	return errors.Join(errs...)
 }
+
+// fill writes until the disk is full.
+func fill(t testing.TB, path string) {
+	t.Helper()
+	f, err := os.Create(path)
+	must(t, err)
+	defer func() { _ = f.Close() }()
+	for block := 1 << 20; block > 0; {
+		if _, err := f.Write(make([]byte, block)); err != nil {
+			block /= 2
+		}
+	}
+}

@@ -134,16 +134,3 @@ func tellsWhen(t testing.TB, res response, word string) {
 	}
 	refused(t, res, http.StatusServiceUnavailable, word)
 }
-
-// fill writes until the disk is full.
-func fill(t testing.TB, path string) {
-	t.Helper()
-	f, err := os.Create(path)
-	must(t, err)
-	defer func() { _ = f.Close() }()
-	for block := 1 << 20; block > 0; {
-		if _, err := f.Write(make([]byte, block)); err != nil {
-			block /= 2
-		}
-	}
-}

@@ -2,9 +2,6 @@ package millrace_test
 
 import "syscall"
 
-// dieWithParent keeps a test that panics or times out, and so never cleans up, from leaving its processes behind.
-func dieWithParent(a *syscall.SysProcAttr) { a.Pdeathsig = syscall.SIGKILL }
-
 // mountSmall puts a small disk in memory at a folder, for it to be filled up.
 func mountSmall(dir string) error { return syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=512m") }
 

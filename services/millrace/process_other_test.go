@@ -2,13 +2,7 @@
 
 package millrace_test
 
-import (
-	"errors"
-	"syscall"
-)
-
-// dieWithParent: other systems have no such signal; a test that panics leaves its processes to be killed by hand.
-func dieWithParent(*syscall.SysProcAttr) {}
+import "errors"
 
 func mountSmall(string) error { return errors.New("small disks are for Linux") }
 

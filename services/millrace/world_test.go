@@ -17,7 +17,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -30,6 +29,7 @@ import (
 
 	"millrace/services/millrace/client"
 	"millrace/shared/media/samples"
+	"millrace/shared/process/processtest"
 	"millrace/shared/topology"
 )
 
@@ -148,7 +148,7 @@ type process struct {
 	out  string              // file of all it wrote, over all its lives
 
 	cmd    *exec.Cmd
-	exited chan struct{}
+	exited <-chan struct{}
 }
 
 // start starts millrace, to be killed when the test ends.
@@ -176,24 +176,13 @@ func (p *process) start() {
 	p.t.Helper()
 	out, err := os.OpenFile(p.out, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	must(p.t, err)
+	defer func() { _ = out.Close() }() // the process has its own descriptor
 	cmd := exec.Command(p.path, p.args...)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.Env = append(os.Environ(), p.env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: p.user}
-	dieWithParent(cmd.SysProcAttr)
-	started, exited := make(chan error), make(chan struct{})
-	go func() {
-		// On Linux the process dies with the thread that started it. That thread must be ours alone, and live as long.
-		runtime.LockOSThread()
-		defer close(exited)
-		defer func() { _ = out.Close() }()
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			_ = cmd.Wait()
-		}
-	}()
-	must(p.t, <-started)
+	exited, err := processtest.Start(cmd)
+	must(p.t, err)
 	p.cmd, p.exited = cmd, exited
 }
 

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -22,6 +21,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"millrace/shared/broker"
+	"millrace/shared/process/processtest"
 )
 
 // readyWithin is how long a cluster may take to elect and catch up. It takes about two seconds on an idle machine.
@@ -68,7 +68,7 @@ type node struct {
 	client, monitor int // ports
 
 	cmd    *exec.Cmd
-	exited chan struct{} // closed when cmd is gone
+	exited <-chan struct{} // closed when cmd is gone
 }
 
 // Cluster builds nats-server from its module, starts n nodes (1 is a single server) and waits until they have a leader
@@ -353,22 +353,11 @@ func (n *node) start(bin string) error {
 	if err != nil {
 		return err
 	}
+	defer func() { _ = log.Close() }() // the node has its own descriptor
 	cmd := exec.Command(bin, "-c", n.conf())
 	cmd.Stdout, cmd.Stderr = log, log
-	dieWithParent(cmd)
-	started, exited := make(chan error), make(chan struct{})
-	go func() {
-		// On Linux the node dies with the thread that started it. That thread must be ours alone, and live as long.
-		runtime.LockOSThread()
-		defer close(exited)
-		defer func() { _ = log.Close() }()
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			_ = cmd.Wait()
-		}
-	}()
-	if err := <-started; err != nil {
+	exited, err := processtest.Start(cmd)
+	if err != nil {
 		return fmt.Errorf("start %s: %w", n.name, err)
 	}
 	n.cmd, n.exited = cmd, exited

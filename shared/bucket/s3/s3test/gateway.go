@@ -16,6 +16,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"millrace/shared/process/processtest"
 )
 
 // program is versitygw, built from its module at the version in tools.mod. Go keeps the program in its build cache, so
@@ -73,12 +75,10 @@ func Gateway(t testing.TB, args ...string) *Server {
 	}
 	cmd := exec.CommandContext(context.Background(), path, args...) // ended by the clean-up, when nothing uses it any more
 	cmd.Stdout, cmd.Stderr = log, log
-	dieWithParent(cmd)
-	if err := cmd.Start(); err != nil {
+	ended, err := processtest.Start(cmd)
+	if err != nil {
 		t.Fatalf("start versitygw: %v", err)
 	}
-	ended := make(chan struct{})
-	go func() { _ = cmd.Wait(); close(ended) }()
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		<-ended

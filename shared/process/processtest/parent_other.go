@@ -1,8 +1,7 @@
 //go:build !linux
 
-package s3test
+package processtest
 
 import "os/exec"
 
-// dieWithParent needs Linux.
 func dieWithParent(*exec.Cmd) {}
