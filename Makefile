@@ -10,7 +10,8 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
 
 # Reproducible: no paths of this machine and no C. The stamp of the version control system is off because it fails where
 # the checkout belongs to somebody else, as in many a CI; the version comes from above.
-BUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false
+FLAGS := -trimpath -buildvcs=false
+BUILD := CGO_ENABLED=0 go build $(FLAGS)
 LDFLAGS := -s -w -X millrace/shared/process.version=$(VERSION)
 
 # The tools have a module file of their own. -modfile works outside a workspace only, and in the folder of some module;
@@ -31,11 +32,13 @@ build: ## bin/millrace and one binary per service
 # longest, and are in the first module, so that nobody waits for them alone.
 TESTS := -p $$(($$(getconf _NPROCESSORS_ONLN) + 1)) -timeout 20m
 
-# With the flags of BUILD, so that what one of them has compiled serves the others.
-TEST := CGO_ENABLED=0 go test -trimpath -buildvcs=false
+# With the flags of BUILD, so that what one of them has compiled serves the others; so it is for linters, below.
+TEST := CGO_ENABLED=0 go test $(FLAGS)
 
-# Four at a time on two cores: those that start whole programs wait for most of their time.
+# Four at a time on two cores: those that start whole programs wait for most of their time. The S3 server that they talk
+# to is compiled beforehand, once, and not by each program that wants it while the clocks of others run.
 test: ## all tests
+	@$(TOOLS) CGO_ENABLED=0 GOFLAGS='$(FLAGS)' go tool -modfile=../tools.mod -n versitygw >/dev/null
 	$(TEST) -parallel 4 $(TESTS) $(PACKAGES)
 
 # The detector sees the process of the test, and not the programs that it starts.
@@ -76,8 +79,8 @@ fuzz: ## each fuzz target for 30 s (FOR=5m: so long)
 	done
 
 lint: ## go vet and golangci-lint (the first run builds it)
-	go vet $(PACKAGES)
-	$$($(TOOLS) go tool -modfile=../tools.mod -n golangci-lint) run $(PACKAGES)
+	CGO_ENABLED=0 go vet $(FLAGS) $(PACKAGES)
+	CGO_ENABLED=0 GOFLAGS="$$GOFLAGS $(FLAGS)" $$($(TOOLS) go tool -modfile=../tools.mod -n golangci-lint) run $(PACKAGES)
 
 vuln: ## known vulnerabilities of what is built in (asks the Go vulnerability database)
 	$$($(TOOLS) go tool -modfile=../tools.mod -n govulncheck) $(PACKAGES)

@@ -37,7 +37,8 @@ var program = sync.OnceValues(func() (string, error) {
 	var out, errs bytes.Buffer
 	cmd := exec.Command("go", "tool", "-modfile=../tools.mod", "-n", "versitygw")
 	cmd.Dir = filepath.Join(root, "schemas") // a modfile works in the folder of some module, outside of a workspace
-	cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=")
+	// The flags are those of the Makefile, so that what both need is compiled once.
+	cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=-trimpath -buildvcs=false", "CGO_ENABLED=0")
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil {
 		return "", fmt.Errorf("build versitygw: %w\n%s", err, errs.Bytes())
