@@ -25,6 +25,7 @@ type Sources struct {
 	StorageCA      string   `name:"storage-ca" help:"File with certificates (PEM) to trust storage endpoints by, beside the system's." type:"path" placeholder:"FILE"`
 
 	MachineCredentials bool   `help:"Let connectors that bring no credentials use those of this machine: the AWS role or the Google service account it runs under. Whoever may make connectors can then read what this machine can."`
+	GoogleGRPC         bool   `name:"google-grpc" help:"Speak gRPC with Google Cloud Storage instead of JSON. Connectors with an endpoint of their own keep to JSON."`
 	PubSubEndpoint     string `help:"Address of a Pub/Sub emulator." hidden:""`
 }
 
@@ -40,7 +41,7 @@ func (s Sources) Opener(ctx context.Context, env service.Env) (*connector.Opener
 	}
 	opener, err := connector.New(connector.Config{
 		AllowDirs: s.AllowDir, Keeper: keeper, AllowEndpoints: s.AllowEndpoint, CAFile: s.StorageCA, MachineCredentials: s.MachineCredentials,
-		PubSubEndpoint: s.PubSubEndpoint,
+		GoogleGRPC: s.GoogleGRPC, PubSubEndpoint: s.PubSubEndpoint,
 	}, reg)
 	return opener, keeper, err
 }
@@ -53,7 +54,9 @@ type Library struct {
 
 // Open opens the library; nil for none.
 func (l Library) Open(ctx context.Context, s Sources) (bucket.Library, error) {
-	library, err := connector.OpenLibrary(ctx, connector.LibraryConfig{Spec: l.Library, Endpoint: l.LibraryEndpoint, CAFile: s.StorageCA})
+	library, err := connector.OpenLibrary(ctx, connector.LibraryConfig{
+		Spec: l.Library, Endpoint: l.LibraryEndpoint, CAFile: s.StorageCA, GoogleGRPC: s.GoogleGRPC,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("--library: %w", err)
 	}

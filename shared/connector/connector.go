@@ -44,6 +44,9 @@ type Config struct {
 	CAFile string
 	// MachineCredentials lets connectors that bring no credentials use those of this machine: the role it runs under.
 	MachineCredentials bool
+	// GoogleGRPC has Google Cloud Storage spoken to over gRPC. Connectors with an endpoint of their own keep to JSON, which
+	// servers other than Google's know, and whose client does not count on the server to be right.
+	GoogleGRPC bool
 	// PubSubEndpoint is the host:port of a Pub/Sub emulator. Default: Google's own service.
 	PubSubEndpoint string
 }
@@ -203,6 +206,7 @@ func (o *Opener) Open(ctx context.Context, c store.Connector) (bucket.Source, er
 // an endpoint is.
 func (o *Opener) gcsConfig(c store.Connector) (gcs.Config, error) {
 	cfg := gcs.Config{Bucket: c.Bucket, Project: c.UserProject, RequesterPays: c.UserProject != "", Endpoint: c.EndpointURL}
+	cfg.GRPC = o.cfg.GoogleGRPC && c.EndpointURL == ""
 	key, err := o.Credentials(c)
 	if err != nil {
 		return cfg, err
@@ -270,6 +274,8 @@ type LibraryConfig struct {
 	Spec     string // a folder, gs://BUCKET/PREFIX, s3://BUCKET/PREFIX?endpoint=…&region=…, az://ACCOUNT/CONTAINER/PREFIX, or none
 	Endpoint string // of an emulator; "": the provider's own
 	CAFile   string // as in Config
+
+	GoogleGRPC bool // of gs://, as in Config
 }
 
 // OpenLibrary opens a library; nil for none. For one in a cloud the machine's own credentials are used, at Azure the key of
@@ -287,7 +293,9 @@ func OpenLibrary(ctx context.Context, cfg LibraryConfig) (bucket.Library, error)
 		if err != nil || u.Host == "" {
 			return nil, fmt.Errorf("library %q: want gs://BUCKET/PREFIX", spec)
 		}
-		return gcs.NewLibrary(ctx, gcs.Config{Bucket: u.Host, Prefix: strings.TrimPrefix(u.Path, "/"), Endpoint: cfg.Endpoint})
+		return gcs.NewLibrary(ctx, gcs.Config{
+			Bucket: u.Host, Prefix: strings.TrimPrefix(u.Path, "/"), Endpoint: cfg.Endpoint, GRPC: cfg.GoogleGRPC,
+		})
 	case strings.HasPrefix(spec, "s3://"):
 		return openS3Library(ctx, cfg)
 	case strings.HasPrefix(spec, "az://"):

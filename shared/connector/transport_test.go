@@ -72,6 +72,15 @@ func TestEndpointsAreGuarded(t *testing.T) {
 	if asked != 0 {
 		t.Errorf("%d requests got through", asked)
 	}
+	overGRPC, err := New(Config{Keeper: keeper, GoogleGRPC: true}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"gcs", "gcs by token"} {
+		if err := stat(overGRPC, connectors[name]); !errors.Is(err, ErrEndpoint) {
+			t.Errorf("%s over gRPC: %v", name, err)
+		}
+	}
 	open, err := New(Config{Keeper: keeper, AllowEndpoints: []string{"127.0.0.1"}}, nil)
 	if err != nil {
 		t.Fatal(err)

@@ -74,7 +74,9 @@ func (a Announcements) SetUp(ctx context.Context) ([]bucket.Step, error) {
 	if err != nil {
 		return nil, err
 	}
-	store, err := newClient(ctx, a.Bucket, scopeControl)
+	cfg := a.Bucket
+	cfg.GRPC = false // which has none of these calls
+	store, err := newClient(ctx, cfg, scopeControl)
 	if err != nil {
 		return nil, fmt.Errorf("announcements: %w", err)
 	}

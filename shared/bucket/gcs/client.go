@@ -20,6 +20,7 @@ import (
 	"cloud.google.com/go/storage"
 	"github.com/googleapis/gax-go/v2"
 	"google.golang.org/api/option"
+	gtransport "google.golang.org/api/transport/grpc"
 
 	"millrace/shared/bucket"
 )
@@ -45,7 +46,11 @@ type Config struct {
 	// credentials count, which the operator of this process provides; they are looked for at the first request.
 	CredentialsJSON []byte
 
-	// Transport makes all requests, those for tokens included. Default: one of the driver's own.
+	// GRPC has the storage spoken to over gRPC instead of JSON, at the same endpoint. Tokens come over HTTP all the same.
+	GRPC bool
+
+	// Transport makes all requests, those for tokens included. For gRPC it has to be an *http.Transport, whose dialer and
+	// certificates then count. Default: one of the driver's own.
 	Transport http.RoundTripper
 }
 
@@ -65,6 +70,7 @@ type client struct {
 	endpoint string
 	project  string // billed; "" for the owner of the bucket
 	http     *http.Client
+	grpc     *pool // nil: JSON
 	storage  *storage.Client
 	bucket   *storage.BucketHandle
 }
@@ -93,11 +99,17 @@ func newClient(ctx context.Context, cfg Config, scope string) (*client, error) {
 		// The API does not redirect, and our token is nobody else's business.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
-	// The client comes with its credentials; the option keeps the library from looking for some by itself.
-	opts := []option.ClientOption{
-		option.WithHTTPClient(c.http), option.WithEndpoint(c.endpoint), option.WithoutAuthentication(),
+	// The clients come with their credentials; the option keeps the library from looking for some by itself.
+	if cfg.GRPC {
+		if c.grpc, err = newPool(cfg, c.endpoint, transport); err == nil {
+			c.storage, err = storage.NewGRPCClient(ctx, gtransport.WithConnPool(c.grpc), option.WithoutAuthentication(),
+				storage.WithDisabledClientMetrics()) // which would go to the project's own account
+		}
+	} else {
+		c.storage, err = storage.NewClient(ctx,
+			option.WithHTTPClient(c.http), option.WithEndpoint(c.endpoint), option.WithoutAuthentication())
 	}
-	if c.storage, err = storage.NewClient(ctx, opts...); err != nil {
+	if err != nil {
 		return nil, fmt.Errorf("storage client: %w", err)
 	}
 	// All our calls can be repeated, also those of which the library cannot know that.

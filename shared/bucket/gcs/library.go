@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"cloud.google.com/go/storage"
 
@@ -130,6 +131,9 @@ const bufSize = 256 << 10
 // chunkSize is what a Put holds in memory, to send it again if need be. Tests make it smaller.
 var chunkSize = 8 << 20
 
+// chunkTimeout is how long the storage may take to say that it has a chunk.
+const chunkTimeout = 10 * time.Minute
+
 var buffers = sync.Pool{New: func() any { return new([bufSize]byte) }}
 
 // chunkFor returns the memory to set aside for an object. One that fits goes out in a single request.
@@ -168,6 +172,9 @@ func (l *Library) put(ctx context.Context, key string, r io.Reader, want bucket.
 	attempts := &attempts{}
 	w := target.Retryer(storage.WithErrorFunc(attempts.again)).NewWriter(uploading)
 	w.ChunkSize = chunkFor(want.Size)
+	if l.client.grpc != nil {
+		w.ChunkTransferTimeout = chunkTimeout // over HTTP the transport has its own
+	}
 	w.ProgressFunc = func(int64) { attempts.failed.Store(0) }
 	w.ContentType = cmp.Or(want.ContentType, "application/octet-stream") // or it would be guessed
 	if sum, ok := decodeCRC32C(want.CRC32C); ok {

@@ -68,8 +68,11 @@ func (s *Source) Open(ctx context.Context, path, version string, offset, length 
 	return r, nil
 }
 
-// Streams implements bucket.Wide: one connection carries some 50 MB/s, whatever the network could.
-func (s *Source) Streams() int { return 4 }
+// streams are worth their number: one connection carries some 50 MB/s, whatever the network could.
+const streams = 4
+
+// Streams implements bucket.Wide.
+func (s *Source) Streams() int { return streams }
 
 // Close implements bucket.Source.
 func (s *Source) Close() error { return s.client.close() }
@@ -223,6 +226,9 @@ func (c *client) open(ctx context.Context, path string, generation, offset, leng
 			return nil, err
 		}
 		return &reader{ctx: ctx, path: path, body: http.NoBody}, nil
+	}
+	if c.grpc != nil {
+		return c.openGRPC(ctx, path, generation, offset, length)
 	}
 	req, err := c.download(ctx, path, generation, offset, length)
 	if err != nil {

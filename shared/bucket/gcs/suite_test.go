@@ -1,6 +1,7 @@
 package gcs_test
 
 import (
+	"strings"
 	"testing"
 
 	"millrace/shared/bucket/buckettest"
@@ -9,6 +10,11 @@ import (
 )
 
 func TestSuite(t *testing.T) {
+	// The fake goes through all objects to find one, and copies an object several times. Chunks are of 1 MiB here.
+	features := buckettest.Features{Checksums: true, Copies: true, Many: 210, Large: 2_500_000}
+	if overGRPC(t) {
+		features.Many, features.Large = 110, 1_200_000
+	}
 	buckettest.Suite{
 		New: func(t *testing.T) buckettest.Fixture {
 			s := gcstest.Start(t, "source", "library")
@@ -20,14 +26,18 @@ func TestSuite(t *testing.T) {
 				Library: library(t, s, gcs.Config{Bucket: "library", Prefix: "media"}),
 			}
 		},
-		// The fake goes through all objects to find one, and copies an object several times. Chunks are of 1 MiB here.
-		Features: buckettest.Features{Checksums: true, Copies: true, Many: 210, Large: 2_500_000},
+		Features: features,
 	}.Run(t)
 }
 
+// overGRPC reports whether a test is one of TestGRPC's.
+func overGRPC(t testing.TB) bool { return strings.HasPrefix(t.Name(), "TestGRPC/") }
+
 func source(t testing.TB, s *gcstest.Server, cfg gcs.Config) *gcs.Source {
 	t.Helper()
-	cfg.Endpoint = s.URL
+	if cfg.Endpoint = s.URL; overGRPC(t) {
+		cfg.GRPC, cfg.Endpoint = true, s.GRPC(t)
+	}
 	src, err := gcs.NewSource(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -38,7 +48,9 @@ func source(t testing.TB, s *gcstest.Server, cfg gcs.Config) *gcs.Source {
 
 func library(t testing.TB, s *gcstest.Server, cfg gcs.Config) *gcs.Library {
 	t.Helper()
-	cfg.Endpoint = s.URL
+	if cfg.Endpoint = s.URL; overGRPC(t) {
+		cfg.GRPC, cfg.Endpoint = true, s.GRPC(t)
+	}
 	lib, err := gcs.NewLibrary(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)

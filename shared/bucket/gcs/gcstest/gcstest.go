@@ -43,6 +43,7 @@ type Server struct {
 	copies  map[string]part    // by token
 	closed  bool               // only to bearers of a token
 	revoked bool
+	grpc    string // where gRPC is spoken, if it is
 }
 
 // Start runs a storage with these buckets until the test ends.
