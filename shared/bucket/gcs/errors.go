@@ -23,13 +23,20 @@ func wrap(ctx context.Context, op, path string, err error) error {
 		return nil
 	}
 	err = translate(err)
-	if right := rights[op]; right != "" && errors.Is(err, bucket.ErrPermission) {
+	if right := rights[op]; right != "" && denied(err) {
 		err = fmt.Errorf("%w: the permission %s is needed", err, right)
 	}
 	if ended := ctx.Err(); ended != nil && !errors.Is(err, ended) {
 		err = fmt.Errorf("%w: %w", ended, err)
 	}
 	return fmt.Errorf("%s %q: %w", op, path, err)
+}
+
+// denied reports whether the server denies something that the account may be given. Otherwise its address is not one that
+// requests may go to, or whoever asks has to pay.
+func denied(err error) bool {
+	var answer *answerError
+	return errors.Is(err, bucket.ErrPermission) && errors.As(err, &answer) && answer.answer.Code == http.StatusForbidden
 }
 
 // rights are what operations need. Google's own words say it too, but for where bytes are asked for.
