@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -218,6 +219,30 @@ func TestServicePrincipal(t *testing.T) {
 	if !errors.Is(err, bucket.ErrCredentials) || !strings.Contains(err.Error(), "AADSTS7000215") ||
 		strings.Contains(err.Error(), "Trace") || strings.Contains(err.Error(), azuretest.ClientSecret) {
 		t.Errorf("a wrong secret: %v", err)
+	}
+}
+
+func TestManagedIdentity(t *testing.T) {
+	s := azuretest.StartTLS(t, "cams")
+	s.Put("cams", "a.mp4", data(1000, 1))
+	for _, name := range []string{"AZURE_TENANT_ID", "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_FEDERATED_TOKEN_FILE"} {
+		t.Setenv(name, "") // to be put back
+		_ = os.Unsetenv(name)
+	}
+	t.Setenv("IDENTITY_ENDPOINT", s.Identity())
+	t.Setenv("IDENTITY_HEADER", azuretest.ClientSecret)
+	machine := func() *azure.Source {
+		src, err := azure.NewSource(azure.Config{Account: s.Account, Endpoint: s.URL, Container: "cams", Transport: s.Client().Transport})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = src.Close() })
+		return src
+	}
+	stat(t, machine(), "a.mp4")
+	s.Revoke()
+	if _, err := machine().Stat(t.Context(), "a.mp4"); !errors.Is(err, bucket.ErrCredentials) {
+		t.Errorf("a machine that lost its identity: %v", err)
 	}
 }
 

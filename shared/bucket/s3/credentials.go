@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
 
 	"millrace/shared/bucket"
 )
@@ -36,7 +39,14 @@ type chain struct{ from aws.CredentialsProvider }
 func (c chain) Retrieve(ctx context.Context) (aws.Credentials, error) {
 	got, err := c.from.Retrieve(ctx)
 	if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
-		err = fmt.Errorf("find the machine's own credentials: %w: %w", bucket.ErrCredentials, err)
+		why := bucket.ErrCredentials
+		var answer *smithyhttp.ResponseError
+		var fault smithy.APIError
+		if errors.As(err, &answer) && (answer.HTTPStatusCode() == http.StatusTooManyRequests || answer.HTTPStatusCode() >= 500) ||
+			errors.As(err, &fault) && fault.ErrorFault() == smithy.FaultServer {
+			why = bucket.ErrUnavailable
+		}
+		err = fmt.Errorf("find the machine's own credentials: %w: %v", why, err) //nolint:errorlint // an answer, and not the storage's
 	}
 	return got, err
 }

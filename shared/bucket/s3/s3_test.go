@@ -2,12 +2,17 @@ package s3_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -415,10 +420,7 @@ func TestLargeChecksum(t *testing.T) {
 }
 
 func TestNew(t *testing.T) {
-	t.Setenv("AWS_REGION", "")
-	t.Setenv("AWS_CONFIG_FILE", t.TempDir()+"/none")
-	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", t.TempDir()+"/none")
-	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
+	noMachine(t)
 	for name, cfg := range map[string]s3.Config{
 		"no bucket":          {Region: "r"},
 		"a path":             {Bucket: "b/c", Region: "r"},
@@ -442,6 +444,93 @@ func TestNew(t *testing.T) {
 	if _, err := src.Stat(t.Context(), "a"); !errors.Is(err, bucket.ErrCredentials) {
 		t.Errorf("without credentials of the machine: %v", err)
 	}
+}
+
+// A machine gets the credentials of its role where it runs: in ECS and EKS with Pod Identity from an address that its environment
+// names, in EKS with a web identity for a token from STS. They are short-lived, and asked for again.
+func TestRoleOfTheMachine(t *testing.T) {
+	s := s3test.Fake(t) // the other server knows no sessions
+	s.CreateBucket(t, "drops")
+	s.Put(t, "drops", "a.mp4", []byte("abc"))
+	s.Inject(-1, func(r *http.Request) bool {
+		return r.Header.Get("X-Amz-Security-Token") != "session" || !strings.Contains(r.Header.Get("Authorization"), "Credential=role/")
+	}, s3test.Status(http.StatusForbidden, "AccessDenied", ""))
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte("web identity"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const arn = "arn:aws:iam::1:role/reader"
+	over := time.Now().Add(-time.Minute).UTC().Format(time.RFC3339)
+	for name, role := range map[string]struct {
+		environ map[string]string // but for the address, which is what is empty here
+		asks    func(r *http.Request) bool
+		answer  string
+	}{
+		"container": {
+			map[string]string{"AWS_CONTAINER_CREDENTIALS_FULL_URI": "", "AWS_CONTAINER_AUTHORIZATION_TOKEN": "machine"},
+			func(r *http.Request) bool { return r.Header.Get("Authorization") == "machine" },
+			`{"AccessKeyId":"role","SecretAccessKey":"secret","Token":"session","Expiration":"` + over + `"}`,
+		},
+		"web identity": {
+			map[string]string{"AWS_ENDPOINT_URL_STS": "", "AWS_WEB_IDENTITY_TOKEN_FILE": token, "AWS_ROLE_ARN": arn, "AWS_REGION": s3test.Region},
+			func(r *http.Request) bool {
+				return r.FormValue("WebIdentityToken") == "web identity" && r.FormValue("RoleArn") == arn
+			},
+			`<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>role</AccessKeyId>` +
+				`<SecretAccessKey>secret</SecretAccessKey><SessionToken>session</SessionToken><Expiration>` + over + `</Expiration>` +
+				`</Credentials></AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>`,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var asked atomic.Int32
+			var refused atomic.Int32
+			machine := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				asked.Add(1)
+				if status := int(refused.Load()); status != 0 {
+					http.Error(w, "", status)
+					return
+				}
+				if !role.asks(r) {
+					t.Errorf("%s %s %v", r.Method, r.URL, r.Form)
+				}
+				_, _ = io.WriteString(w, role.answer)
+			}))
+			t.Cleanup(machine.Close)
+			noMachine(t)
+			for variable, value := range role.environ {
+				t.Setenv(variable, cmp.Or(value, machine.URL))
+			}
+			src, err := s3.NewSource(t.Context(), s3.Config{Bucket: "drops", Endpoint: s.URL})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer src.Close()
+			for range 2 {
+				if _, err := src.Stat(t.Context(), "a.mp4"); err != nil {
+					t.Error(err)
+				}
+			}
+			if n := asked.Load(); n < 2 {
+				t.Errorf("asked %d times for credentials that are over each time", n)
+			}
+			for status, want := range map[int]error{http.StatusForbidden: bucket.ErrCredentials, http.StatusServiceUnavailable: bucket.ErrUnavailable} {
+				refused.Store(int32(status))
+				if _, err := src.Stat(t.Context(), "a.mp4"); !errors.Is(err, want) {
+					t.Errorf("a machine whose role is answered with %d: %v", status, err)
+				}
+			}
+		})
+	}
+}
+
+// noMachine takes away what credentials the machine of the test has.
+func noMachine(t *testing.T) {
+	for _, variable := range []string{"AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"} {
+		t.Setenv(variable, "")
+	}
+	t.Setenv("AWS_CONFIG_FILE", t.TempDir()+"/none")
+	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", t.TempDir()+"/none")
+	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
 }
 
 func TestPull(t *testing.T) {

@@ -323,6 +323,10 @@ const (
 // Login is where the service principal gets its tokens.
 func (s *Server) Login() string { return s.http.URL + "/" }
 
+// Identity is where a machine with a managed identity gets them, by showing ClientSecret as its header: the two that App
+// Service and Functions put into IDENTITY_ENDPOINT and IDENTITY_HEADER.
+func (s *Server) Identity() string { return s.http.URL + "/" + Tenant + "/identity" }
+
 // Revoke has the server give no more tokens, and take none.
 func (s *Server) Revoke() {
 	s.mu.Lock()
@@ -341,6 +345,12 @@ func (s *Server) serveLogin(w http.ResponseWriter, r *http.Request) {
 	root := s.http.URL + "/" + Tenant
 	var said map[string]any
 	switch {
+	case strings.HasSuffix(r.URL.Path, "/identity"):
+		if r.Header.Get("X-Identity-Header") != ClientSecret || r.URL.Query().Get("resource") != "https://storage.azure.com" || s.isRevoked() {
+			w.WriteHeader(http.StatusBadRequest)
+			return
+		}
+		said = map[string]any{"access_token": token, "token_type": "Bearer", "expires_on": fmt.Sprint(time.Now().Add(time.Hour).Unix())}
 	case strings.HasSuffix(r.URL.Path, "/openid-configuration"):
 		said = map[string]any{
 			"issuer": root + "/v2.0", "token_endpoint": root + "/oauth2/v2.0/token",
