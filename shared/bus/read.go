@@ -25,9 +25,12 @@ type Stored struct {
 	Data     []byte
 }
 
-// Bounds of one answer, so that the memory of a reader stays constant whatever the size of the messages.
+// Bounds of one answer, so that the memory of a reader stays constant whatever the size of the messages. The first page is short,
+// as most have few messages to read. Those that follow are long: for each the broker counts what is left, subject by
+// subject, which among a million takes longer than to read thousands.
 const (
 	pageSize  = 500
+	longPage  = 10_000
 	pageBytes = 8 << 20
 )
 
@@ -155,6 +158,9 @@ func (b *Bus) pages(ctx context.Context, stream string, q query, yield func(Stor
 			return true
 		}
 		q.Seq, q.reached = page.msgs[len(page.msgs)-1].Sequence+1, page.upTo
+		if q.Last == nil {
+			q.Batch = longPage
+		}
 	}
 }
 

@@ -63,6 +63,24 @@ func TestScanPages(t *testing.T) {
 	}
 }
 
+// Each page costs the broker a walk over all subjects that are left, so that there must not be many.
+func TestScanTakesFewPages(t *testing.T) {
+	t.Parallel()
+	b := open(t)
+	const n = 12_000
+	fill(t, b, n, "job")
+	asked, err := b.JetStream().Conn().SubscribeSync("$JS.API.DIRECT.GET." + b.Stream(topology.Files))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := len(all(t, b, topology.Files, "file", "job", "*")); got != n {
+		t.Errorf("of %d messages it saw %d", n, got)
+	}
+	if pages, _, err := asked.Pending(); err != nil || pages > 3 {
+		t.Errorf("in %d pages: %v", pages, err)
+	}
+}
+
 // A page ends by size too.
 func TestScanLargeMessages(t *testing.T) {
 	t.Parallel()
