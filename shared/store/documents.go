@@ -83,7 +83,7 @@ func writeLines[T any](ctx context.Context, d *Documents, meta jetstream.ObjectM
 }
 
 // ReadLines yields the values of a document, or ErrNotFound. Memory stays constant, and the caller may take its time
-// between two values.
+// between two values. It fails when somebody replaces the document after the first of them.
 func ReadLines[T any](ctx context.Context, d *Documents, name string) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		for line, err := range ReadLinesFrom[T](ctx, d, name, 0) {
@@ -131,31 +131,48 @@ type Line[T any] struct {
 func ReadLinesFrom[T any](ctx context.Context, d *Documents, name string, from int64) iter.Seq2[Line[T], error] {
 	return func(yield func(Line[T], error) bool) {
 		doc, err := d.Find(ctx, name)
+		for err == nil {
+			seen := false
+			err = readLines(ctx, doc, from, func(line Line[T]) bool {
+				seen = true
+				return yield(line, nil)
+			})
+			if seen || !errors.Is(err, errReplaced) {
+				break
+			}
+			// Two may write a document of the same content, and one of them while we look: what there is now is as good.
+			was := doc
+			if doc, err = d.Find(ctx, name); err == nil && doc == was {
+				err = fmt.Errorf("document %s is damaged: %w", name, errReplaced)
+			}
+		}
 		if err != nil {
 			yield(Line[T]{}, err)
-			return
 		}
-		in := doc.plain(ctx)
-		if _, err := io.CopyN(io.Discard, in, from); err != nil {
-			if !errors.Is(err, io.EOF) {
-				yield(Line[T]{}, err)
-			}
-			return
+	}
+}
+
+// readLines calls yield with the lines of a document from a position on, for as long as it returns true.
+func readLines[T any](ctx context.Context, doc Document, from int64, yield func(Line[T]) bool) error {
+	in := doc.plain(ctx)
+	if _, err := io.CopyN(io.Discard, in, from); err != nil {
+		if errors.Is(err, io.EOF) {
+			return nil
 		}
-		dec := json.NewDecoder(in)
-		for {
-			var v T
-			err := dec.Decode(&v)
-			if errors.Is(err, io.EOF) {
-				return
-			}
-			if err != nil {
-				yield(Line[T]{}, fmt.Errorf("decode document %s: %w", name, err))
-				return
-			}
-			if !yield(Line[T]{Value: v, Next: from + dec.InputOffset()}, nil) {
-				return
-			}
+		return err
+	}
+	dec := json.NewDecoder(in)
+	for {
+		var v T
+		err := dec.Decode(&v)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("decode document %s: %w", doc.Name, err)
+		}
+		if !yield(Line[T]{Value: v, Next: from + dec.InputOffset()}) {
+			return nil
 		}
 	}
 }

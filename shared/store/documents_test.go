@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"iter"
 	"log/slog"
 	"slices"
 	"strings"
@@ -148,3 +149,43 @@ func TestDocumentBytes(t *testing.T) {
 type readerFunc func(p []byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// Two that do the same work write the same document, and whoever reads it meanwhile need not know.
+func TestLinesOfADocumentThatIsWrittenAgain(t *testing.T) {
+	t.Parallel()
+	docs, ctx := documents(t), t.Context()
+	for name, write := range map[string]func(context.Context, *store.Documents, string, iter.Seq2[int, error]) error{
+		"plain": store.WriteLines[int], "packed": store.WritePacked[int],
+	} {
+		again := func() error { return write(ctx, docs, name, func(yield func(int, error) bool) { yield(7, nil) }) }
+		if err := again(); err != nil {
+			t.Fatal(err)
+		}
+		written := make(chan error, 1)
+		go func() {
+			var err error
+			for i := 0; i < 300 && err == nil; i++ {
+				err = again()
+			}
+			written <- err
+		}()
+		for done := false; !done; {
+			select {
+			case err := <-written:
+				if done = true; err != nil {
+					t.Error(err)
+				}
+			default:
+			}
+			n := 0
+			for v, err := range store.ReadLines[int](ctx, docs, name) {
+				if n++; v != 7 || err != nil {
+					t.Fatal(name, v, err)
+				}
+			}
+			if n != 1 {
+				t.Fatalf("%s: %d lines", name, n)
+			}
+		}
+	}
+}
