@@ -35,11 +35,11 @@ TESTS := -p $$(($$(getconf _NPROCESSORS_ONLN) + 1)) -timeout 20m
 # With the flags of BUILD, so that what one of them has compiled serves the others; so it is for linters, below.
 TEST := CGO_ENABLED=0 go test $(FLAGS)
 
-# Four at a time on two cores: those that start whole programs wait for most of their time. The S3 server that they talk
-# to is compiled beforehand, once, and not by each program that wants it while the clocks of others run.
+# The S3 server that tests talk to is compiled beforehand, once, and not by each program that wants it while the clocks of
+# others run.
 test: ## all tests
 	@$(TOOLS) CGO_ENABLED=0 GOFLAGS='$(FLAGS)' go tool -modfile=../tools.mod -n versitygw >/dev/null
-	$(TEST) -parallel 4 $(TESTS) $(PACKAGES)
+	$(TEST) $(TESTS) $(PACKAGES)
 
 # The detector sees the process of the test, and not the programs that it starts.
 race: ## the tests again, with the race detector, but for those that start whole programs (needs a C compiler)
