@@ -38,7 +38,7 @@ TEST := CGO_ENABLED=0 go test $(FLAGS)
 # The S3 server that tests talk to is compiled beforehand, once, and not by each program that wants it while the clocks of
 # others run.
 test: ## all tests
-	@$(TOOLS) CGO_ENABLED=0 GOFLAGS='$(FLAGS)' go tool -modfile=../tools.mod -n versitygw >/dev/null
+	$(TOOLS) CGO_ENABLED=0 GOFLAGS='$(FLAGS)' go tool -modfile=../tools.mod -n versitygw >/dev/null
 	$(TEST) $(TESTS) $(PACKAGES)
 
 # The detector sees the process of the test, and not the programs that it starts.

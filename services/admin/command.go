@@ -17,7 +17,7 @@ type Command struct {
 	run.Split `embed:""`
 	storage.Sources
 	HTTP   string `name:"http" help:"Where the API listens." default:"127.0.0.1:8080" placeholder:"HOST:PORT"`
-	APIKey string `name:"api-key" help:"Key that clients use. Without one a key is made at the first start and shown once." placeholder:"KEY"`
+	APIKey string `name:"api-key" help:"Key that clients use. Without one a key is made at the first start and shown once." placeholder:"KEY" secret:"yes"`
 	Limits
 	ExtraDebounceIntervals []string `help:"Debounce intervals allowed beside 5m, 10m, 1h and 1d, such as 2s,30s." placeholder:"LIST"`
 }

@@ -141,10 +141,11 @@ func ReadLinesFrom[T any](ctx context.Context, d *Documents, name string, from i
 				break
 			}
 			// Two may write a document of the same content, and one of them while we look: what there is now is as good.
-			was := doc
-			if doc, err = d.Find(ctx, name); err == nil && doc == was {
-				err = fmt.Errorf("document %s is damaged: %w", name, errReplaced)
+			now, ferr := d.Find(ctx, name)
+			if ferr == nil && now == doc {
+				break
 			}
+			doc, err = now, ferr
 		}
 		if err != nil {
 			yield(Line[T]{}, err)

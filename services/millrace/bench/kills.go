@@ -170,12 +170,15 @@ func (im *importer) copier() copier {
 			if err := start(ctx, false); err != nil {
 				return 0, err
 			}
+			var j client.Job
 			err := until(ctx, 20*time.Millisecond, func() (bool, error) {
-				var j client.Job
 				err := im.up.Get(ctx, "/import-jobs/"+job, &j)
 				return j.Done(), err
 			})
 			took := time.Since(begun)
+			if err == nil {
+				err = im.whole(job, j.Progress.Imported)
+			}
 			return took, errors.Join(err, im.up.stop())
 		},
 	}

@@ -28,7 +28,7 @@ type keyCommand struct {
 // server is its operator, and so is who can reach the broker.
 type operator struct {
 	Data    string `help:"Data folder of the running server." default:"./data" type:"path" placeholder:"DIR"`
-	NATSURL string `name:"nats-url" help:"Broker of the deployment, in place of a data folder." placeholder:"URL"`
+	NATSURL string `name:"nats-url" help:"Broker of the deployment, in place of a data folder." placeholder:"URL" secret:"yes"`
 	run.Names
 	Output string `short:"o" help:"How to show it: json, table or wide." enum:"json,table,wide" default:"table"`
 }

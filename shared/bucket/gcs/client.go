@@ -110,6 +110,9 @@ func newClient(ctx context.Context, cfg Config, scope string) (*client, error) {
 			option.WithHTTPClient(c.http), option.WithEndpoint(c.endpoint), option.WithoutAuthentication())
 	}
 	if err != nil {
+		if c.grpc != nil {
+			err = errors.Join(err, c.grpc.Close())
+		}
 		return nil, fmt.Errorf("storage client: %w", err)
 	}
 	// All our calls can be repeated, also those of which the library cannot know that.
